@@ -1,0 +1,226 @@
+"""Strict configuration: files, overrides, all problems at once, dump and digest.
+
+A configuration is a tree of frozen pydantic models (``Section``). Unknown keys are refused with a suggestion,
+every number has bounds, and every problem of a file is listed at once with its dotted path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import json5
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sensorium.errors import ConfigError
+
+SectionT = TypeVar("SectionT", bound="Section")
+
+
+class Section(BaseModel):
+    """Base of every configuration section: frozen, no unknown keys, no NaN, no silent conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+def resumable(default: Any, description: str, **bounds: Any) -> Any:
+    """A field that may differ when a run is resumed (how long, how often, where; never what is learned)."""
+    return Field(default, description=description, json_schema_extra={"resumable": True}, **bounds)
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML in which ``5e-5`` is a number and ``off`` a word, as in YAML 1.2 (1.1 wants ``5.0e-5``, and reads False)."""
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+_Yaml.yaml_implicit_resolvers = {
+    key: [(tag, pattern) for tag, pattern in value if tag != _BOOL]
+    for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Yaml.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)$"),
+    list("-+0123456789."),
+)
+
+
+def _unique_mapping(loader: _Yaml, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Yaml.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """Read YAML, JSON with comments, or TOML into a plain dictionary. Raises ConfigError with the place."""
+    readers = {
+        ".yaml": _read_yaml,
+        ".yml": _read_yaml,
+        ".json": json5.loads,
+        ".json5": json5.loads,
+        ".toml": tomllib.loads,
+    }
+    if path.suffix.lower() not in readers:
+        raise ConfigError(f"{path}: unknown kind of configuration file; allowed: {', '.join(readers)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        content = readers[path.suffix.lower()](text)
+    except (yaml.YAMLError, ValueError) as error:  # json5 and tomllib raise ValueErrors
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: found a {type(content).__name__}; expected sections with keys")
+    return content
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Yaml)
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Turn ``["train.batch_size=8", "optim.lr=5e-5"]`` into nested dictionaries. Values are read as YAML."""
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
+            raise ConfigError(f"{override!r} is not an override; write section.key=value, for example optim.lr=1e-4")
+        try:
+            value = _read_yaml(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{override!r}: the value cannot be read; put quotes around text with : or #") from error
+        *parents, leaf = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{override!r} contradicts an earlier override of {parent!r}")
+        node[leaf] = value
+    return tree
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Later layers win; dictionaries are merged key by key, everything else is replaced."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+                result[key] = merge(result[key], value)
+            else:
+                result[key] = merge(value) if isinstance(value, Mapping) else value
+    return result
+
+
+def build(model: type[SectionT], content: Mapping[str, Any], origin: str = "configuration") -> SectionT:
+    """Validate ``content``. Raises ConfigError that lists every problem, one a line, with its dotted path."""
+    try:
+        return model.model_validate(dict(content))
+    except ValidationError as error:
+        problems = [_problem(model, dict(item)) for item in error.errors()]
+        plural = "problem" if len(problems) == 1 else "problems"
+        raise ConfigError("\n".join([f"{origin}: {len(problems)} {plural}", *(f"  {p}" for p in problems)])) from None
+
+
+def _problem(model: type[Section], error: dict[str, Any]) -> str:
+    path = [str(part) for part in error["loc"]]
+    dotted = ".".join(path) or "(whole)"
+    if error["type"] == "extra_forbidden":
+        allowed = sorted(_fields_at(model, path[:-1]))
+        close = difflib.get_close_matches(path[-1], allowed, n=1)
+        elsewhere = [name for name, _ in walk(model) if name.rpartition(".")[2] == path[-1]]
+        hint = close[0] if close else elsewhere[0] if elsewhere else None
+        advice = f"did you mean {hint!r}?" if hint else f"allowed here: {', '.join(allowed)}"
+        return f"{dotted}: unknown key; {advice}"
+    if error["type"] == "missing":
+        return f"{dotted}: missing; a value is required"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    found = "" if error["loc"] == () else f" (found {error['input']!r})"
+    return f"{dotted}: {message}{found}"
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The Section inside an annotation such as ``Section`` or ``Section | None``."""
+    candidates = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    for candidate in candidates:
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None
+
+
+def _fields_at(model: type[Section], path: Sequence[str]) -> list[str]:
+    section: type[Section] | None = model
+    for part in path:
+        if section is None or part not in section.model_fields:
+            return []
+        section = _section_of(section.model_fields[part].annotation)
+    return list(section.model_fields) if section else []
+
+
+def walk(model: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf field of a configuration: dotted name and pydantic ``FieldInfo``."""
+    for name, info in model.model_fields.items():
+        section = _section_of(info.annotation)
+        if section is None:
+            yield prefix + name, info
+        else:
+            yield from walk(section, f"{prefix}{name}.")
+
+
+def dump(config: Section) -> dict[str, Any]:
+    """Plain values; ``build(type(config), dump(config)) == config``."""
+    return config.model_dump(mode="json")
+
+
+def dump_yaml(config: Section) -> str:
+    """The configuration as YAML text in the order of the fields."""
+    return yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True)
+
+
+def digest(config: Section) -> str:
+    """16 hex digits that change when any value changes."""
+    text = json.dumps(dump(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= _leaves(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def check_resume(stored: Section, wanted: Section) -> None:
+    """Raise ConfigError listing every field that differs although it is not resumable."""
+    free = {name for name, info in walk(type(stored)) if (info.json_schema_extra or {}).get("resumable")}
+    old, new = _leaves(dump(stored)), _leaves(dump(wanted))
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in free]
+    if changed:
+        lines = [f"  {key}: {old.get(key)!r} in the run, {new.get(key)!r} asked for" for key in changed]
+        raise ConfigError(
+            "\n".join(
+                ["a resumed run cannot change what it learns:", *lines, f"  may differ: {', '.join(sorted(free))}"]
+            )
+        )

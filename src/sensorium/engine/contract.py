@@ -1,0 +1,184 @@
+"""What a family provides and what the engine gives back: the only types both sides know.
+
+A family is one folder ``sensorium/families/<name>/`` whose ``__init__.py`` holds ``FAMILY = Family(...)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sensorium.config import Section
+    from sensorium.engine.settings import RunConfig
+
+Batch = dict[str, Tensor]
+"""One micro-batch. Always holds ``"index"`` ``[B]`` int64: the sample numbers within the source."""
+
+Example = Mapping[str, Any]
+"""One sample before collation; plain arrays and numbers."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What ``task(batch)`` returns.
+
+    ``loss``: scalar mean over ``weight`` items, with gradient. ``logs``: detached scalars, averaged over the step.
+    """
+
+    loss: Tensor
+    logs: Mapping[str, Tensor]
+    weight: float
+
+
+class Source(Protocol):
+    """One split of one data set, made ready for one family.
+
+    ``groups``: ``[N]`` int64 group number of each sample, or None. Within one round of an epoch a group occurs at
+    most once (order.py), so that positives of each other do not crowd one batch.
+    """
+
+    fingerprint: str
+    groups: np.ndarray | None
+
+    def __len__(self) -> int: ...
+
+    def example(self, index: int, seed: int) -> Example:
+        """Sample ``index``; all randomness comes from ``seed``. Raises DataError naming file and reason."""
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Stack examples; the engine adds ``"index"``."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The splits of a run. ``test`` and ``val`` may be None; an empty split is a DataError."""
+
+    train: Source
+    val: Source | None = None
+    test: Source | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of the run with its own set of trainable parameters.
+
+    ``share``: part of all steps, shares of a run sum to 1. ``trainable``: fnmatch patterns over parameter names.
+    ``lr_scale`` multiplies every learning rate. Each stage has its own warm-up and decay.
+    """
+
+    name: str
+    share: float = 1.0
+    trainable: tuple[str, ...] = ("*",)
+    lr_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of results as the console, the report and ``evaluation/*.json`` show it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | int | None, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One thing to look at: text, a picture file or a sound file, or several of them together."""
+
+    caption: str
+    image: str | None = None
+    audio: str | None = None
+    right: bool | None = None  # None: nothing to be right about (a query)
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """One query and what it found, best first."""
+
+    query: Shown
+    found: tuple[Shown, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    title: str
+    cards: tuple[Card, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of one evaluation. ``metrics`` are flat numbers (``"image-text/i2t_R@1": 41.2``)."""
+
+    metrics: Mapping[str, float]
+    tables: tuple[Table, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Evaluator(Protocol):
+    """Two halves of an evaluation: what the model says of each sample, and the judgement over all of them."""
+
+    def collect(self, task: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Per-sample results, first axis = rows of the batch. Runs without gradient, in eval mode."""
+
+    def score(self, collected: Mapping[str, Tensor], source: Source, *, final: bool) -> Evaluation:
+        """``collected`` is sorted by sample number without duplicates, on the CPU. ``final``: after training, when
+        tables and galleries may take their time; otherwise only ``metrics`` are needed."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained run opened for use."""
+
+    run: Path
+    config: RunConfig
+    task: nn.Module
+    digest: str  # of the weights
+
+
+def default_group(name: str, parameter: nn.Parameter) -> str:
+    """Matrices are decayed, vectors and scalars are not."""
+    return "decay" if parameter.ndim >= 2 else "no_decay"
+
+
+def one_stage(config: RunConfig) -> tuple[Stage, ...]:
+    """The stages of a family that trains everything from the first step to the last."""
+    return (Stage("train"),)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Everything the engine knows of a family.
+
+    ``sources(config, say)`` reads the data, fills the feature cache and returns the splits; ``say`` prints a line.
+    ``task(config, sources)`` builds the one module of the run, whose ``forward(batch)`` returns ``Output``. With
+    ``sources`` None (opening a trained run) it must build from the configuration and ``facts`` alone.
+    ``facts(sources)``: JSON values a task needs from the data (encoder widths, means); stored with the run.
+    ``accumulation``: "sum" if the mean over micro-batches is the right loss; "inside-task" if it is not (contrastive).
+    """
+
+    name: str
+    summary: str
+    model: type[Section]
+    data: type[Section]
+    presets: Mapping[str, Mapping[str, Any]]
+    sources: Callable[[RunConfig, Callable[[str], None]], Sources]
+    facts: Callable[[RunConfig, Sources], dict[str, Any]]
+    task: Callable[[RunConfig, Mapping[str, Any]], nn.Module]
+    evaluator: Callable[[RunConfig], Evaluator]
+    stages: Callable[[RunConfig], tuple[Stage, ...]] = one_stage
+    group: Callable[[str, nn.Parameter], str] = default_group
+    accumulation: Literal["sum", "inside-task"] = "sum"
+    after_step: Callable[[nn.Module, int], None] | None = None
+    use: Callable[[Loaded], Any] | None = None
+    exports: Mapping[str, Callable[..., Any]] = field(default_factory=dict)

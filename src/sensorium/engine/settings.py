@@ -1,0 +1,149 @@
+"""The configuration of a run: ``RunConfig`` and its sections. ``docs/config.md`` is generated from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, SerializeAsAny, create_model, model_validator
+
+from sensorium import config as configuration
+from sensorium.config import Section, resumable
+from sensorium.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sensorium.engine.contract import Family
+
+
+class Train(Section):
+    epochs: float | None = resumable(
+        None, "Passes over the training set (fractions allowed). Give this or `steps`.", gt=0
+    )
+    steps: int | None = resumable(None, "Optimizer steps in all. Give this or `epochs`.", ge=1)
+    batch_size: int = Field(64, ge=1, description="Rows of one optimizer step, over all processes and micro-batches.")
+    micro_batches: int = Field(
+        1, ge=1, description="Parts in which a process computes its share of a step, to save memory."
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Arithmetic of the forward pass; weights stay fp32."
+    )
+    grad_clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null switches clipping off.")
+    device: Literal["auto", "cpu", "cuda"] = resumable("auto", "Where to train.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of train.epochs and train.steps")
+        return self
+
+
+class Group(Section):
+    lr_scale: float = Field(1.0, ge=0, description="Multiplies the learning rate of this parameter group.")
+    weight_decay: float | None = Field(
+        None, ge=0, description="Weight decay of this group; null takes `optim.weight_decay`."
+    )
+
+
+class Optim(Section):
+    name: Literal["adamw", "adamw8bit"] = Field(
+        "adamw", description="Optimizer; adamw8bit needs bitsandbytes and a GPU."
+    )
+    lr: float = resumable(1e-3, "Peak learning rate.", gt=0, le=10)
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Decay of AdamW's two running means.")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    weight_decay: float = Field(
+        0.01, ge=0, description="Decoupled weight decay (matrices only, unless a group says otherwise)."
+    )
+    groups: dict[str, Group] = Field({}, description="Settings by parameter group name, as the family names them.")
+
+    @model_validator(mode="after")
+    def _betas(self) -> Optim:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("optim.betas must lie in [0, 1)")
+        return self
+
+
+class Schedule(Section):
+    name: Literal["constant", "cosine", "linear"] = Field("constant", description="Learning rate after the warm-up.")
+    warmup_steps: int = Field(
+        0, ge=0, description="Steps of linear warm-up: rate(step) = lr * (step + 1) / warmup_steps."
+    )
+    final_fraction: float = Field(
+        0.0, ge=0, le=1, description="Part of the rate that is left at the last step (cosine, linear)."
+    )
+
+
+class Loader(Section):
+    workers: int = resumable(0, "Processes that prepare samples; 0 prepares them in the training process.", ge=0, le=64)
+    prefetch: int = resumable(2, "Micro-batches that each worker prepares ahead.", ge=1, le=64)
+    bad_samples: Literal["raise", "skip"] = Field(
+        "raise", description="What to do with a broken sample: stop, or take another."
+    )
+    max_bad: int = Field(100, ge=0, description="With `skip`: stop after this many.")
+
+
+class Checkpoint(Section):
+    every_steps: int | None = resumable(
+        None, "Save each so many steps; null saves at the end of each epoch only.", ge=1
+    )
+    every_epochs: float | None = resumable(1.0, "Save each so many epochs; null switches it off.", gt=0)
+    keep: int = resumable(2, "Newest checkpoints kept; the best one is kept besides.", ge=2)
+    best_metric: str = Field("loss", description="Validation metric that chooses the best checkpoint.")
+    best_mode: Literal["min", "max"] = Field("min", description="Whether less or more of `best_metric` is better.")
+
+
+class Evaluate(Section):
+    every_epochs: float | None = resumable(
+        1.0, "Evaluate on the validation split each so many epochs; null switches it off.", gt=0
+    )
+    every_steps: int | None = resumable(None, "Evaluate each so many steps besides.", ge=1)
+    batch_size: int = resumable(128, "Rows of an evaluation batch.", ge=1)
+    test: bool = resumable(True, "After training, evaluate the best checkpoint on the test split, once.")
+
+
+class Track(Section):
+    log_every: int = resumable(10, "Steps between two lines or refreshes on the console.", ge=1)
+    tensorboard: bool = resumable(True, "Write TensorBoard files into the run folder.")
+    wandb: Literal["off", "offline", "online"] = resumable("off", "Weights & Biases; needs the extra `wandb`.")
+    wandb_project: str = resumable("sensorium", "Project name at Weights & Biases.")
+
+
+class Guard(Section):
+    max_skipped: int = Field(5, ge=1, description="Stop after so many non-finite steps in a row.")
+
+
+class RunConfig(Section):
+    """The whole run: serialisable, hashable by `digest`, strict. ``for_family`` fills in `model` and `data`."""
+
+    family: str = Field(description="Family of the model: a folder in sensorium/families.")
+    preset: str = Field(description="Preset that the values started from.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of every random draw.")
+    model: SerializeAsAny[Section] = Field(description="The family's model.")
+    data: SerializeAsAny[Section] = Field(description="The family's data.")
+    train: Train = Train(epochs=1)
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    loader: Loader = Loader()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluate: Evaluate = Evaluate()
+    track: Track = Track()
+    guard: Guard = Guard()
+
+
+def config_class(family: Family) -> type[RunConfig]:
+    """``RunConfig`` with the family's own ``model`` and ``data`` sections."""
+    sections: dict[str, Any] = {"model": (family.model, family.model()), "data": (family.data, family.data())}
+    return create_model("RunConfig", __base__=RunConfig, **sections)
+
+
+def resolve(family: Family, preset: str, *layers: Mapping[str, Any], origin: str = "configuration") -> RunConfig:
+    """Precedence: preset < layers in their order. Raises ConfigError with all problems at once."""
+    if preset not in family.presets:
+        raise ConfigError(f"family {family.name!r} has no preset {preset!r}; it has: {', '.join(family.presets)}")
+    content = configuration.merge(family.presets[preset], *layers, {"family": family.name, "preset": preset})
+    lengths = [key for layer in layers for key in ("epochs", "steps") if key in (layer.get("train") or {})]
+    if lengths:  # a length given by the user replaces the preset's, whichever of the two it was
+        content["train"] = {
+            k: v for k, v in content["train"].items() if k not in ("epochs", "steps") or k == lengths[-1]
+        }
+    return configuration.build(config_class(family), content, origin)

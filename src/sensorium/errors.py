@@ -1,0 +1,29 @@
+"""Errors meant for the person at the keyboard: one clear line, no traceback.
+
+The command line prints ``str(error)`` and leaves with ``exit_code``. A message says what was found, what is
+allowed and what to do; several problems are joined by newlines.
+"""
+
+
+class SensoriumError(Exception):
+    """Base of all errors that are shown as a line instead of a traceback."""
+
+    exit_code = 2
+
+
+class ConfigError(SensoriumError):
+    """The configuration or a command-line option cannot be used."""
+
+
+class DataError(SensoriumError):
+    """A data set, one of its files or a feature cache cannot be used."""
+
+
+class CheckpointError(SensoriumError):
+    """A run folder or checkpoint is damaged, foreign or in use."""
+
+
+class RunError(SensoriumError):
+    """A run had to stop although its input was right (for example: the loss is not finite any more)."""
+
+    exit_code = 1
