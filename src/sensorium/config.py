@@ -13,7 +13,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,7 +57,7 @@ _Yaml.add_implicit_resolver(
 def _unique_mapping(loader: _Yaml, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
         seen.add(key)
@@ -69,7 +69,7 @@ _Yaml.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_ma
 
 def load_file(path: Path) -> dict[str, Any]:
     """Read YAML, JSON with comments, or TOML into a plain dictionary. Raises ConfigError with the place."""
-    readers = {
+    readers: dict[str, Callable[[str], Any]] = {
         ".yaml": _read_yaml,
         ".yml": _read_yaml,
         ".json": json5.loads,

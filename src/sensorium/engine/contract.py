@@ -128,7 +128,7 @@ class Evaluation:
 class Evaluator(Protocol):
     """Two halves of an evaluation: what the model says of each sample, and the judgement over all of them."""
 
-    def collect(self, task: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+    def collect(self, task: nn.Module, batch: Batch, *, final: bool) -> Mapping[str, Tensor]:
         """Per-sample results, first axis = rows of the batch. Runs without gradient, in eval mode."""
 
     def score(self, collected: Mapping[str, Tensor], source: Source, *, final: bool) -> Evaluation:
@@ -161,9 +161,10 @@ class Family:
     """Everything the engine knows of a family.
 
     ``sources(config, say)`` reads the data, fills the feature cache and returns the splits; ``say`` prints a line.
-    ``task(config, sources)`` builds the one module of the run, whose ``forward(batch)`` returns ``Output``. With
-    ``sources`` None (opening a trained run) it must build from the configuration and ``facts`` alone.
-    ``facts(sources)``: JSON values a task needs from the data (encoder widths, means); stored with the run.
+    ``facts(config, sources)``: JSON values that the task needs from the data (encoder widths, means); stored with the
+    run, so that a trained run opens without its data.
+    ``task(config, facts)`` builds the one module of the run, whose ``forward(batch)`` returns ``Output``. The engine
+    adds ``batch["step"]``, a scalar, in training.
     ``accumulation``: "sum" if the mean over micro-batches is the right loss; "inside-task" if it is not (contrastive).
     """
 

@@ -1,0 +1,143 @@
+"""Devices, precision and processes. The only file that imports accelerate (or DeepSpeed).
+
+Accelerate is used for ``prepare(task, optimizer)`` and nothing else: no loader, no scheduler, no ``save_state``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
+
+from sensorium.engine.settings import Train
+from sensorium.errors import ConfigError, RunError
+
+
+class Backend:
+    """One process of a run."""
+
+    def __init__(self, settings: Train) -> None:
+        if settings.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("train.device is cuda, but no GPU is visible; use cpu or auto")
+        cpu = settings.device == "cpu" or not torch.cuda.is_available()
+        self.precision, self.precision_note = usable_precision(settings.precision, cpu)
+        asked_world = int(os.environ.get("WORLD_SIZE", "1"))
+        # The state is a process-wide singleton; a second run in one process may want another precision.
+        AcceleratorState._reset_state(reset_partial_state=asked_world == 1)
+        GradientState._reset_state()
+        self._accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision="no" if self.precision == "fp32" else self.precision,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        self.device: torch.device = self._accelerator.device
+        self.rank: int = self._accelerator.process_index
+        self.world: int = self._accelerator.num_processes
+        if self.world != asked_world:
+            raise RunError(f"the launcher asked for {asked_world} processes, but {self.world} found each other")
+        self._model: nn.Module | None = None
+        self._optimizer: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def describe(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return f"{name}, {self.world} process{'es' * (self.world > 1)}, {self.precision_note or self.precision}"
+
+    def prepare(self, task: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """Wrap task and optimizer for this run's precision and processes; call the result for training steps."""
+        self._accelerator.free_memory()
+        self._model, self._optimizer = self._accelerator.prepare(task.to(self.device), optimizer)
+        return self._model
+
+    def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients are exchanged between processes in the last micro-batch of a step only."""
+        if last:
+            return nullcontext()
+        together: AbstractContextManager[Any] = self._accelerator.no_sync(self._model)
+        return together
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        precision: AbstractContextManager[Any] = self._accelerator.autocast()
+        return precision
+
+    def backward(self, loss: Tensor) -> None:
+        self._accelerator.backward(loss)
+
+    def finish_step(self, factor: float, clip: float | None) -> tuple[float, bool]:
+        """Scale gradients, clip, step. Returns the gradient norm before clipping and whether the weights moved."""
+        self._accelerator.unscale_gradients()
+        gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if factor != 1.0:
+            torch._foreach_mul_(gradients, factor)
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        finite = norm - norm == 0.0
+        if finite and clip is not None and norm > clip:
+            torch._foreach_mul_(gradients, clip / (norm + 1e-6))
+        scaler = self._accelerator.scaler
+        if finite or scaler is not None:  # a scaler skips such a step by itself, and lowers its scale
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        return norm, finite
+
+    def drop_step(self) -> None:
+        """Forget the gradients of a step whose loss was not finite."""
+        self._optimizer.zero_grad()
+
+    def any(self, flag: bool) -> bool:
+        """True on all processes when it is true on one."""
+        if self.world == 1:
+            return flag
+        return bool(self.sum(torch.tensor([float(flag)])) > 0)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over all processes, on the CPU, float64."""
+        if self.world == 1:
+            return values.double().cpu()
+        total: Tensor = self._accelerator.reduce(values.to(self.device, torch.float64), reduction="sum")
+        return total.cpu()
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """The lists of all processes, joined in the order of their ranks."""
+        return values if self.world == 1 else list(gather_object(values))
+
+    def from_main(self, compute: Callable[[], Any]) -> Any:
+        """Run ``compute`` on the main process; every process gets its result."""
+        box = [compute() if self.is_main else None]
+        if self.world > 1:
+            broadcast_object_list(box)
+        return box[0]
+
+    def barrier(self) -> None:
+        self._accelerator.wait_for_everyone()
+
+    def write_state(self) -> dict[str, float]:
+        """What must be stored besides weights and optimizer: the loss scaler."""
+        scaler = self._accelerator.scaler
+        return dict(scaler.state_dict()) if scaler is not None else {}
+
+    def read_state(self, state: dict[str, float]) -> None:
+        if self._accelerator.scaler is not None and state:
+            self._accelerator.scaler.load_state_dict(state)
+
+    def peak_memory(self) -> int | None:
+        """Largest number of bytes allocated on the GPU so far; None on a CPU."""
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+
+
+def usable_precision(asked: str, cpu: bool) -> tuple[str, str | None]:
+    """The precision that this device really has, and the line that says so when it is not the one asked for."""
+    if cpu and asked == "fp16":
+        return "fp32", "fp32 (fp16 asked, no GPU)"
+    if not cpu and asked == "bf16" and not torch.cuda.is_bf16_supported():
+        return "fp32", "fp32 (bf16 asked, this GPU lacks it)"
+    return asked, None

@@ -1,0 +1,183 @@
+"""Checkpoints: folders that appear by one rename, carry their own proof, and hold no pickle.
+
+```
+checkpoints/step_00000120/
+    task.safetensors        learnable weights and buffers, by name
+    optimizer.safetensors   "<parameter>/<kind>" -> tensor
+    state.json              step, stage ends, best value, guard, scaler: plain values
+    manifest.json           written last: format, family, sizes and sha256 of the other files
+```
+Every file is fsynced, then the folder, then it is renamed, then its parent is fsynced. A folder whose name starts
+with a dot is unfinished or on its way out and is removed by the next save.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sensorium.config import Section
+from sensorium.engine.files import sync_folder, write_file
+from sensorium.errors import CheckpointError
+
+FORMAT = 1
+WEIGHTS, OPTIMIZER, STATE, MANIFEST = "task.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+
+
+class File(Section):
+    size: int
+    sha256: str
+
+
+class Manifest(Section):
+    """What a checkpoint folder says of itself."""
+
+    format: int
+    family: str
+    step: int
+    frozen: str  # digest of the weights that are not stored
+    files: dict[str, File]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is saved and what is loaded."""
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def folder_of(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def save(run: Path, manifest: tuple[str, int, str], content: Content) -> Path:
+    """Write a checkpoint; ``manifest`` is (family, step, digest of the frozen weights). Returns its folder."""
+    family, step, frozen = manifest
+    target = folder_of(run, step)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(run)
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.mkdir()
+    save_file({k: v.detach().cpu().contiguous() for k, v in content.weights.items()}, temporary / WEIGHTS)
+    save_file(content.optimizer, temporary / OPTIMIZER)
+    (temporary / STATE).write_text(json.dumps(content.state, indent=1))
+    files = {}
+    for name in (WEIGHTS, OPTIMIZER, STATE):
+        with (temporary / name).open("rb+") as file:
+            os.fsync(file.fileno())
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        files[name] = File(size=(temporary / name).stat().st_size, sha256=sha256)
+    record = Manifest(format=FORMAT, family=family, step=step, frozen=frozen, files=files)
+    write_file(temporary / MANIFEST, record.model_dump_json(indent=1).encode())
+    if target.exists():  # same step again, after a resume from an older checkpoint
+        remove(target)
+    temporary.rename(target)
+    sync_folder(target.parent)
+    return target
+
+
+def remove(folder: Path) -> None:
+    """Rename away first: a half-deleted folder must not look like a checkpoint."""
+    doomed = folder.with_name(f".{folder.name}.old")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def clear_leftovers(run: Path) -> None:
+    for folder in (run / "checkpoints").glob(".step_*"):
+        shutil.rmtree(folder)
+
+
+def check(folder: Path) -> Manifest:
+    """Read a checkpoint's manifest and compare the sizes. Raises CheckpointError with the reason."""
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
+    except OSError as error:
+        raise CheckpointError(f"{folder}: not a complete checkpoint (no readable {MANIFEST})") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder}: {MANIFEST} is damaged or of another format") from error
+    if manifest.format != FORMAT:
+        raise CheckpointError(f"{folder}: format {manifest.format}; this version reads format {FORMAT}")
+    if set(manifest.files) != {WEIGHTS, OPTIMIZER, STATE}:
+        raise CheckpointError(f"{folder}: {MANIFEST} lists other files than a checkpoint has")
+    for name, record in manifest.files.items():
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            raise CheckpointError(f"{folder}: {name} is missing")
+        if path.stat().st_size != record.size:
+            raise CheckpointError(f"{folder}: {name} has {path.stat().st_size} bytes, not {record.size}; it is damaged")
+    return manifest
+
+
+def load(folder: Path, family: str) -> Content:
+    """Read a checkpoint and prove every byte of it. Raises CheckpointError."""
+    manifest = check(folder)
+    if manifest.family != family:
+        raise CheckpointError(f"{folder}: a checkpoint of family {manifest.family!r}, not {family!r}")
+    for name, record in manifest.files.items():
+        with (folder / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
+                raise CheckpointError(f"{folder}: {name} is damaged (its checksum differs)")
+    try:
+        state = json.loads((folder / STATE).read_text())
+        return Content(load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER), state)
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error})") from error
+
+
+def complete(run: Path) -> tuple[list[Path], list[str]]:
+    """Complete checkpoints, oldest first, and one line for each that had to be passed over."""
+    good, problems = [], []
+    for folder in sorted((run / "checkpoints").glob("step_*")):
+        try:
+            check(folder)
+            good.append(folder)
+        except CheckpointError as error:
+            problems.append(f"passed over: {error}")
+    return good, problems
+
+
+def newest(run: Path, family: str) -> Iterator[tuple[Path, Content | str]]:
+    """Checkpoints from the newest down: the content, or the line that says why it cannot be used."""
+    good, problems = complete(run)
+    for problem in problems:
+        yield run, problem
+    for folder in reversed(good):
+        try:
+            yield folder, load(folder, family)
+        except CheckpointError as error:
+            yield folder, f"passed over: {error}"
+
+
+def prune(run: Path, keep: int, best: int | None) -> None:
+    """Keep the newest ``keep`` checkpoints and the best one."""
+    folders = sorted((run / "checkpoints").glob("step_*"))
+    for folder in folders[:-keep]:
+        if best is None or folder != folder_of(run, best):
+            with contextlib.suppress(FileNotFoundError):
+                remove(folder)

@@ -1,0 +1,232 @@
+"""``train()``: the loop.
+
+A step is a function of (weights, optimizer state, step number). Everything else, data order and random draws
+included, follows from the step number, so a resumed run continues bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sensorium.engine import checkpoint, optim, rundir
+from sensorium.engine import evaluate as evaluation
+from sensorium.engine.backend import Backend
+from sensorium.engine.contract import Batch, Evaluation, Family, Source
+from sensorium.engine.guard import Guard
+from sensorium.engine.loader import Batches, TrainingRows
+from sensorium.engine.order import Clock, Order, Share, total_steps
+from sensorium.engine.report import write_report
+from sensorium.engine.results import Result, write_result
+from sensorium.engine.schedule import learning_rate
+from sensorium.engine.seeds import reseed
+from sensorium.engine.session import (
+    Progress,
+    Run,
+    Say,
+    build_task,
+    frozen_digest,
+    load_weights,
+    restore,
+    stop_on_signal,
+    summary,
+    weights_of,
+)
+from sensorium.engine.settings import RunConfig
+from sensorium.engine.stages import Span, learnable, select, spans
+from sensorium.engine.tracking import Tracker
+from sensorium.errors import ConfigError, RunError
+
+
+def train(
+    family: Family, config: RunConfig, folder: Path, *, resume: bool = False, say: Say = print
+) -> Evaluation | None:
+    """Train, or continue, the run in ``folder``; returns the evaluation of the best checkpoint on the test split.
+
+    Raises ConfigError, DataError, CheckpointError (exit code 2) or RunError (1). Ctrl-C and SIGTERM save and stop.
+    """
+    if config.train.micro_batches > 1 and family.accumulation == "inside-task":
+        raise ConfigError(
+            f"train.micro_batches must be 1 for family {family.name!r}: the mean over micro-batches is not its loss"
+        )
+    backend = Backend(config.train)
+    if not backend.is_main:
+        return _train(family, config, folder, backend, lambda _: None)
+    with rundir.locked(folder):
+        if not resume:
+            rundir.create(folder, config)
+        return _train(family, config, folder, backend, say)
+
+
+def _train(family: Family, config: RunConfig, folder: Path, backend: Backend, say: Say) -> Evaluation | None:
+    begun = time.monotonic()
+    say(f"Device: {backend.describe()}")
+    sources = family.sources(config, say)
+    task, _ = build_task(family, config, sources, folder, backend)
+    parameters = learnable(task)
+    progress = restore(folder, task, parameters, config, say) or Progress(Guard(config.guard.max_skipped))
+    length, batch_size = len(sources.train), config.train.batch_size
+    total = total_steps(length, batch_size, config.train.epochs, config.train.steps)
+    plan = spans(family.stages(config), total, progress.stage_ends)
+    progress.stage_ends = [span.end for span in plan]
+    timings = {"data": time.monotonic() - begun}
+    tracker = Tracker(folder, config.track, total, progress.step, quiet=not backend.is_main)
+    with tracker, stop_on_signal() as stop:
+        order = Order(length, config.seed, sources.train.groups)
+        share = Share(batch_size, config.train.micro_batches, backend.world)
+        clock = Clock(length, batch_size, total)
+        frozen = frozen_digest(task, parameters)
+        run = Run(folder, family, config, backend, sources, task, parameters, frozen, order, share, clock, progress, tracker, stop)  # fmt: skip  # noqa: E501
+        _announce(run)
+        begun = time.monotonic()
+        for span in plan:
+            if progress.step < span.end:
+                _run_stage(run, span)
+        timings["train"] = time.monotonic() - begun
+    return _finish(run, timings, say)
+
+
+def _announce(run: Run) -> None:
+    trainable = sum(p.numel() for p in run.parameters.values())
+    frozen = sum(p.numel() for p in run.task.parameters()) - trainable
+    clock, say = run.clock, run.tracker.say
+    epochs = clock.epoch(clock.total)
+    say(f"Train samples: {clock.length}; {clock.total} steps of {clock.batch_size} ({epochs:.4g} epochs)")
+    say(f"Parameters: {trainable:,} trainable, {frozen:,} frozen in the task")
+    if run.progress.step:
+        say(f"Resumed at step {run.progress.step} of {clock.total}")
+
+
+def _run_stage(run: Run, span: Span) -> None:
+    """Train from the present step to the end of ``span``."""
+    progress, config = run.progress, run.config
+    chosen = select(run.parameters, span.stage)
+    run.task.to(run.backend.device)
+    optimizer = optim.build(chosen, run.family.group, config.optim)
+    optim.import_state(optimizer, chosen, progress.optimizer)
+    model = run.backend.prepare(run.task, optimizer)
+    run.backend.read_state(progress.scaler)
+    model.train()
+    rows = TrainingRows(run.order, run.share, run.backend.rank, progress.step, span.end)
+    batches = Batches(run.sources.train, rows, config.loader, replaced=progress.replaced)
+    stream = iter(batches)
+    for step in range(progress.step, span.end):
+        rates = optim.set_rates(optimizer, learning_rate(config.schedule, config.optim.lr, span, step))
+        values = _step(run, model, stream, step)
+        progress.step, progress.replaced = step + 1, batches.replaced
+        for problem in batches.news:
+            run.tracker.event(progress.step, f"bad sample replaced: {problem}")
+        batches.news.clear()
+        values |= {f"lr/{name}": rate for name, rate in rates.items()}
+        run.tracker.train(
+            progress.step, run.clock.epoch(progress.step), span.stage.name, values, config.train.batch_size
+        )
+        _after_step(run, optimizer, chosen, last_of_stage=progress.step == span.end)
+
+
+def _step(run: Run, model: nn.Module, stream: Iterator[Batch], step: int) -> dict[str, float]:
+    """One optimizer step; returns what is logged. A step whose loss or gradient is not finite changes no weight."""
+    backend, config, share = run.backend, run.config, run.share
+    micros = [next(stream) for _ in range(share.micro_batches)]
+    logs: dict[str, float] = {}
+    weight = 0.0
+    for micro, loaded in enumerate(micros):
+        batch = {name: tensor.to(backend.device, non_blocking=True) for name, tensor in loaded.items()}
+        batch["step"] = torch.tensor(step)
+        last = micro == share.micro_batches - 1
+        reseed(config.seed, "forward", step, micro, backend.rank)
+        with backend.micro_batch(last=last):
+            output = model(batch)
+            if backend.any(not bool(torch.isfinite(output.loss))):
+                backend.drop_step()
+                return _skip(run, step, "loss", {})
+            # Sums now, one division at the end: right also when micro-batches hold different numbers of items.
+            backend.backward(output.loss * (output.weight / (share.rows * share.micro_batches)))
+        weight += output.weight
+        for name, value in {"loss": output.loss, **output.logs}.items():
+            logs[name] = logs.get(name, 0.0) + float(value.detach()) * output.weight
+    sums = backend.sum(torch.tensor([weight, *logs.values()], dtype=torch.float64)).tolist()
+    values = {name: total / sums[0] for name, total in zip(logs, sums[1:], strict=True)}
+    norm, moved = backend.finish_step(config.train.batch_size / sums[0], config.train.grad_clip)
+    if not moved:
+        return _skip(run, step, "gradient", values)
+    run.progress.guard.passed()
+    if run.family.after_step is not None:
+        run.family.after_step(run.task, step)
+    return {**values, "grad_norm": norm}
+
+
+def _skip(run: Run, step: int, what: str, values: dict[str, float]) -> dict[str, float]:
+    good, _ = checkpoint.complete(run.folder)
+    line = run.progress.guard.skip(step + 1, what, str(good[-1]) if good else "none")
+    run.tracker.event(step + 1, line)
+    return {**values, "skipped_steps": float(run.progress.guard.skipped)}
+
+
+def _after_step(
+    run: Run, optimizer: torch.optim.Optimizer, chosen: dict[str, nn.Parameter], *, last_of_stage: bool
+) -> None:
+    """Evaluate, save and stop, where that is due."""
+    progress, config, clock = run.progress, run.config, run.clock
+    step = progress.step
+    better = False
+    if run.sources.val is not None and clock.due(step, config.evaluate.every_steps, config.evaluate.every_epochs):
+        better = _validate(run, run.sources.val)
+    stopping = run.backend.any(bool(run.stop))
+    due = clock.due(step, config.checkpoint.every_steps, config.checkpoint.every_epochs)
+    if due or better or stopping or last_of_stage:
+        progress.optimizer = optim.export_state(optimizer, chosen)
+        progress.scaler = run.backend.write_state()
+        if run.backend.is_main:
+            content = checkpoint.Content(weights_of(run.task, run.parameters), progress.optimizer, progress.dump())
+            checkpoint.save(run.folder, (run.family.name, step, run.frozen), content)
+            best = None if progress.best is None else int(progress.best["step"])
+            checkpoint.prune(run.folder, config.checkpoint.keep, best)
+        run.backend.barrier()
+    if stopping and step < clock.total:
+        raise RunError(f"stopped at step {step}; saved. `sensorium resume {run.folder}` continues")
+
+
+def _validate(run: Run, source: Source) -> bool:
+    """Evaluate on the validation split; True when this is the best value so far."""
+    progress, settings = run.progress, run.config.checkpoint
+    judge = run.family.evaluator(run.config)
+    result = evaluation.evaluate(run.task, source, judge, run.config, run.backend, final=False)
+    run.tracker.validation(progress.step, run.clock.epoch(progress.step), dict(result.metrics))
+    for warning in result.warnings:
+        run.tracker.event(progress.step, warning)
+    if settings.best_metric not in result.metrics:
+        raise ConfigError(
+            f"checkpoint.best_metric {settings.best_metric!r} is not measured; there are: {', '.join(result.metrics)}"
+        )
+    value = result.metrics[settings.best_metric]
+    sign = 1 if settings.best_mode == "max" else -1
+    if progress.best is not None and sign * value <= sign * progress.best["value"]:
+        return False
+    progress.best = {"step": progress.step, "value": value}
+    return True
+
+
+def _finish(run: Run, timings: dict[str, float], say: Say) -> Evaluation | None:
+    """Evaluate the best checkpoint on the test split, once, and write summary and report."""
+    begun = time.monotonic()
+    step = int(run.progress.best["step"]) if run.progress.best else run.progress.step
+    content = checkpoint.load(checkpoint.folder_of(run.folder, step), run.family.name)
+    load_weights(run.task, run.parameters, content.weights, run.folder)
+    run.task.to(run.backend.device)
+    result = None
+    if run.sources.test is not None and run.config.evaluate.test:
+        judge = run.family.evaluator(run.config)
+        result = evaluation.evaluate(run.task, run.sources.test, judge, run.config, run.backend, final=True)
+    timings["evaluate"] = time.monotonic() - begun
+    if run.backend.is_main:
+        if result is not None:
+            name = checkpoint.folder_of(run.folder, step).name
+            write_result(run.folder, Result("test", result, "test", step, name))
+        rundir.write_json(run.folder / "summary.json", summary(run, timings))
+        say(f"Report: {write_report(run.folder)}")
+    return result

@@ -1,0 +1,77 @@
+"""Optimizers over named parameter groups; their state is kept by parameter name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sensorium.engine.settings import Group, Optim
+from sensorium.errors import CheckpointError, ConfigError
+
+
+def build(
+    parameters: Mapping[str, nn.Parameter], group_of: Callable[[str, nn.Parameter], str], settings: Optim
+) -> torch.optim.Optimizer:
+    """An optimizer whose groups carry ``name``, ``lr_scale`` and their weight decay."""
+    members: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        members.setdefault(group_of(name, parameter), []).append(parameter)
+    unknown = sorted(settings.groups.keys() - members.keys())
+    if unknown:
+        raise ConfigError(f"optim.groups: no parameter group {unknown[0]!r}; this stage has: {', '.join(members)}")
+    groups: list[dict[str, Any]] = []
+    for name, tensors in members.items():
+        own = settings.groups.get(name, Group())
+        decay = 0.0 if name == "no_decay" else settings.weight_decay
+        decay = own.weight_decay if own.weight_decay is not None else decay
+        groups.append({"params": tensors, "name": name, "lr_scale": own.lr_scale, "weight_decay": decay})
+    common: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
+    if settings.name == "adamw8bit":
+        return _adamw8bit()(groups, **common)
+    return torch.optim.AdamW(groups, **common, fused=True)
+
+
+def _adamw8bit() -> type[torch.optim.Optimizer]:
+    if not torch.cuda.is_available():
+        raise ConfigError("optim.name adamw8bit needs a GPU (on a CPU it is several times slower); use adamw")
+    try:
+        chosen: type[torch.optim.Optimizer] = importlib.import_module("bitsandbytes.optim").AdamW8bit
+    except ImportError:
+        raise ConfigError("optim.name adamw8bit needs bitsandbytes: pip install 'sensorium[bnb]'") from None
+    return chosen
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> dict[str, float]:
+    """Set every group's learning rate from the step's rate; returns them by group name."""
+    rates = {}
+    for group in optimizer.param_groups:
+        group["lr"] = rates[group["name"]] = rate * group["lr_scale"]
+    return rates
+
+
+def export_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """``{"<parameter name>/<kind>": tensor}`` on the CPU; parameters without state (never stepped) are absent."""
+    state: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            state[f"{name}/{kind}"] = torch.as_tensor(value).detach().cpu()
+    return state
+
+
+def import_state(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]
+) -> None:
+    """Give each parameter its stored state; names in ``state`` that are not trained (any more) are left out."""
+    for key, value in state.items():
+        name, _, kind = key.rpartition("/")
+        parameter = parameters.get(name)
+        if parameter is None:
+            continue
+        if value.ndim and value.shape != parameter.shape and value.dtype == torch.float32:
+            raise CheckpointError(f"optimizer state {key}: shape {tuple(value.shape)}, weight {tuple(parameter.shape)}")
+        device = parameter.device if value.ndim or value.dtype == torch.float32 else torch.device("cpu")
+        optimizer.state.setdefault(parameter, {})[kind] = value.to(device, copy=True)

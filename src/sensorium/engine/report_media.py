@@ -1,0 +1,110 @@
+"""Pictures and sounds of the report as small ``data:`` addresses, the same bytes for the same file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+PICTURE_SIDE = 160  # pixels of the longer side
+SOUND_RATE = 16_000
+SOUND_SECONDS = 10
+WAVE_BARS = 48
+
+
+@dataclass(frozen=True)
+class Sound:
+    """``peaks`` ``[WAVE_BARS]`` in 0..1: the loudness over time, for the drawing. ``seconds`` of the whole file."""
+
+    uri: str
+    seconds: float
+    peaks: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    uri: str
+    width: int
+    height: int
+
+
+class Media:
+    """The pictures and sounds of one run. Each file is read once; ``unreadable`` collects those that could not be."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.unreadable: dict[str, None] = {}
+        self._pictures: dict[str, Picture | None] = {}
+        self._sounds: dict[str, Sound | None] = {}
+
+    def picture(self, path: str) -> Picture | None:
+        """The picture at ``path`` (absolute, or relative to the run folder); None when it cannot be read."""
+        if path not in self._pictures:
+            self._pictures[path] = read_picture(self.run / path)
+            self._note(path, self._pictures[path] is None)
+        return self._pictures[path]
+
+    def sound(self, path: str) -> Sound | None:
+        """The recording at ``path`` (absolute, or relative to the run folder); None when it cannot be read."""
+        if path not in self._sounds:
+            self._sounds[path] = read_sound(self.run / path)
+            self._note(path, self._sounds[path] is None)
+        return self._sounds[path]
+
+    def _note(self, path: str, bad: bool) -> None:
+        if bad:
+            self.unreadable[path] = None
+
+
+def read_picture(path: Path) -> Picture | None:
+    """A picture on white, at most ``PICTURE_SIDE`` pixels a side; None when it cannot be read."""
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGBA")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        return None
+    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+    ground = Image.new("RGBA", image.size, "white")
+    data = io.BytesIO()
+    Image.alpha_composite(ground, image).convert("RGB").save(data, "WEBP", quality=82, method=4)
+    return Picture(_address("image/webp", data.getvalue()), image.width, image.height)
+
+
+def read_sound(path: Path) -> Sound | None:
+    """The first ``SOUND_SECONDS`` as mono MP3 at 16 kHz; None when it cannot be read.
+
+    MP3 and not Ogg: every browser plays it, and Ogg streams carry a random serial number.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            seconds, rate = file.frames / file.samplerate, file.samplerate
+            samples = file.read(SOUND_SECONDS * rate, dtype="float32", always_2d=True).mean(axis=1)
+    except (OSError, soundfile.LibsndfileError):
+        return None
+    if samples.size == 0:
+        return None
+    if rate != SOUND_RATE:
+        samples = soxr.resample(samples, rate, SOUND_RATE)
+    data = io.BytesIO()
+    soundfile.write(data, samples, SOUND_RATE, format="MP3", subtype="MPEG_LAYER_III", compression_level=0.7)
+    return Sound(_address("audio/mpeg", data.getvalue()), seconds, _peaks(samples))
+
+
+def _peaks(samples: NDArray[np.float32]) -> tuple[float, ...]:
+    """Root mean square of ``WAVE_BARS`` equal stretches, relative to the loudest."""
+    loud = [
+        float(np.sqrt(np.mean(np.square(part)))) if part.size else 0.0 for part in np.array_split(samples, WAVE_BARS)
+    ]
+    top = max(loud)
+    return tuple(value / top if top > 0 else 0.0 for value in loud)
+
+
+def _address(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

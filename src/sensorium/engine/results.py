@@ -1,0 +1,75 @@
+"""Evaluations as files: ``RUN/evaluation/<name>.json``, written after an evaluation, read by the report.
+
+One file holds an ``Evaluation`` of contract.py as plain JSON, with ``split``, ``step`` and ``checkpoint`` beside it.
+A metric ``chance/<name>`` is what guessing would give for the metric ``<name>``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from sensorium.engine.contract import Evaluation
+from sensorium.engine.files import plain, write_file
+from sensorium.errors import CheckpointError
+
+FOLDER = "evaluation"
+_EVALUATION = TypeAdapter(Evaluation)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation of a run. ``name`` is the file's stem, ``checkpoint`` the folder whose weights were judged."""
+
+    name: str
+    evaluation: Evaluation
+    split: str | None = None
+    step: int | None = None
+    checkpoint: str | None = None
+
+
+def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Plain values; numbers that are not finite become the words ``nan``, ``inf`` and ``-inf``."""
+    content: dict[str, Any] = plain(asdict(evaluation))
+    return content
+
+
+def evaluation_from_json(content: Mapping[str, Any]) -> Evaluation:
+    """The inverse of ``evaluation_to_json``. Raises CheckpointError naming the field that does not fit."""
+    known = {key: content[key] for key in ("metrics", "tables", "galleries", "warnings") if key in content}
+    try:
+        return _EVALUATION.validate_python(known)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        raise CheckpointError(f"not an evaluation: {place}: {problem['msg']}") from None
+
+
+def write_result(run: Path, result: Result) -> Path:
+    """Write ``RUN/evaluation/<name>.json`` atomically and return its path."""
+    head = {"split": result.split, "step": result.step, "checkpoint": result.checkpoint}
+    path = run / FOLDER / f"{result.name}.json"
+    path.parent.mkdir(exist_ok=True)
+    content = {**head, **evaluation_to_json(result.evaluation)}
+    write_file(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    return path
+
+
+def read_result(path: Path) -> Result:
+    """Read one evaluation. Raises CheckpointError with the file and the reason."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: found a {type(content).__name__}; expected an evaluation")
+    try:
+        evaluation = evaluation_from_json(content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return Result(path.stem, evaluation, content.get("split"), content.get("step"), content.get("checkpoint"))

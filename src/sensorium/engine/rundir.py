@@ -1,0 +1,110 @@
+"""The run folder: one process group owns it, and everything about the run lies in it.
+
+```
+RUN/
+    config.yaml        resolved configuration          environment.json   versions, machine, command line
+    facts.json         what the task took from the data
+    metrics.jsonl      one line a step, evaluation or event; no times, so that a resumed run's equals
+    times.jsonl        seconds and rows per second     train.log          the console as text
+    tensorboard/       event files                     checkpoints/       see checkpoint.py
+    evaluation/        results as JSON, a file a split summary.json       parameters, seconds, memory, best
+    report.html        with report.md and report.json
+```
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sensorium import config as configuration
+from sensorium.engine.files import write_file
+from sensorium.engine.settings import RunConfig
+from sensorium.errors import CheckpointError, ConfigError
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Own the run folder until the block ends; the lock goes with the process, however it ends."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        handle = (run / ".lock").open("a+")
+    except OSError as error:
+        raise ConfigError(f"{run}: cannot be used as a run folder ({error.strerror})") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.seek(0)
+            owner = handle.read().strip() or "another process"
+            raise CheckpointError(f"{run}: in use by {owner}; wait for it or choose another folder") from None
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {platform.node()}")
+        handle.flush()
+        yield
+
+
+def create(run: Path, config: RunConfig) -> None:
+    """Write what stays the same during the run. Raises ConfigError when the folder already holds one."""
+    if (run / "config.yaml").exists():
+        raise ConfigError(
+            f"{run}: already holds a run; `sensorium resume {run}` continues it, --run takes another folder"
+        )
+    strangers = [p.name for p in run.iterdir() if p.name not in (".lock", ".config.yaml.tmp", "environment.json")]
+    if strangers:
+        raise ConfigError(f"{run}: not empty ({strangers[0]} …) and not a run; --run takes another folder")
+    write_json(run / "environment.json", environment())
+    write_file(run / "config.yaml", configuration.dump_yaml(config).encode())
+
+
+def stored_config(run: Path) -> dict[str, Any]:
+    """The resolved configuration of a run as plain values. Raises CheckpointError when there is none."""
+    if not (run / "config.yaml").is_file():
+        raise CheckpointError(f"{run}: not a run folder (no config.yaml in it)")
+    return configuration.load_file(run / "config.yaml")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON atomically."""
+    write_file(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of the run folder. Raises CheckpointError when it is missing or damaged."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    return content
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and command line, for the report."""
+    packages = ("sensorium", "torch", "transformers", "accelerate", "numpy")
+    versions: dict[str, str] = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu_cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "command": shlex.join(sys.argv),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,21 @@
+"""Learning rate as a function of the step: no state, nothing to save."""
+
+from __future__ import annotations
+
+from math import cos, pi
+
+from sensorium.engine.settings import Schedule
+from sensorium.engine.stages import Span
+
+
+def learning_rate(schedule: Schedule, base: float, span: Span, step: int) -> float:
+    """Rate at ``step`` (from 0) inside ``span``: linear warm-up, then constant, cosine or linear to the span's end."""
+    done = step - span.first
+    peak = base * span.stage.lr_scale
+    if done < schedule.warmup_steps:
+        return peak * (done + 1) / schedule.warmup_steps
+    if schedule.name == "constant":
+        return peak
+    left = (done + 1 - schedule.warmup_steps) / max(1, span.end - span.first - schedule.warmup_steps)
+    fall = (1 - cos(pi * left)) / 2 if schedule.name == "cosine" else left
+    return peak * (1 - (1 - schedule.final_fraction) * fall)

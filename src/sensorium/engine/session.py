@@ -1,0 +1,197 @@
+"""What a run is made of: opening it, giving it weights, and the summary it leaves."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch import Tensor, nn
+
+from sensorium import config as configuration
+from sensorium.engine import checkpoint, rundir
+from sensorium.engine.backend import Backend
+from sensorium.engine.contract import Family, Loaded, Source, Sources
+from sensorium.engine.guard import Guard
+from sensorium.engine.order import Clock, Order, Share
+from sensorium.engine.seeds import reseed
+from sensorium.engine.settings import RunConfig, config_class
+from sensorium.engine.stages import learnable
+from sensorium.engine.tracking import Tracker
+from sensorium.errors import CheckpointError
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Progress:
+    """Everything of a run that is not in its configuration, weights and optimizer: the content of ``state.json``."""
+
+    guard: Guard
+    step: int = 0
+    best: dict[str, float] | None = None
+    stage_ends: list[int] = field(default_factory=list)
+    replaced: int = 0
+    scaler: dict[str, float] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+
+    def dump(self) -> dict[str, Any]:
+        plain = {key: getattr(self, key) for key in ("step", "best", "stage_ends", "replaced", "scaler")}
+        return {**plain, "guard": {"in_a_row": self.guard.in_a_row, "skipped": self.guard.skipped}}
+
+    @classmethod
+    def load(cls, state: dict[str, Any], optimizer: dict[str, Tensor], max_skipped: int) -> Progress:
+        values = {**state, "guard": Guard(max_skipped, **state["guard"])}
+        return cls(**values, optimizer=optimizer)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last."""
+
+    folder: Path
+    family: Family
+    config: RunConfig
+    backend: Backend
+    sources: Sources
+    task: nn.Module
+    parameters: dict[str, nn.Parameter]  # all that the family means to train, whichever the stage
+    frozen: str  # digest of the other parameters
+    order: Order
+    share: Share
+    clock: Clock
+    progress: Progress
+    tracker: Tracker
+    stop: list[int]  # signals received
+
+
+def build_task(
+    family: Family, config: RunConfig, sources: Sources, folder: Path, backend: Backend
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The task and its facts: those stored with a resumed run, or taken from the data of a new one."""
+    splits: dict[str, Source | None] = {"train": sources.train, "val": sources.val, "test": sources.test}
+    prints = {name: source.fingerprint for name, source in splits.items() if source is not None}
+    path = folder / "facts.json"
+
+    def stored_or_new() -> dict[str, Any]:
+        if not path.exists():
+            rundir.write_json(path, {"fingerprints": prints, "facts": family.facts(config, sources)})
+        return rundir.read_json(path)
+
+    stored = backend.from_main(stored_or_new)
+    changed = [name for name, value in prints.items() if stored["fingerprints"].get(name) != value]
+    if changed:
+        raise CheckpointError(f"{folder}: the {', '.join(changed)} data are not those that this run was begun with")
+    reseed(config.seed, "weights")
+    return family.task(config, stored["facts"]), stored["facts"]
+
+
+def frozen_digest(task: nn.Module, parameters: dict[str, nn.Parameter]) -> str:
+    """Digest of the parameters that the family froze itself; they are not stored."""
+    return checkpoint.digest_of({name: p for name, p in task.named_parameters() if name not in parameters})
+
+
+def weights_of(task: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """What a checkpoint holds: the learnable parameters and all persistent buffers."""
+    frozen = {name for name, _ in task.named_parameters()} - parameters.keys()
+    return {name: tensor for name, tensor in task.state_dict().items() if name not in frozen}
+
+
+def load_weights(
+    task: nn.Module, parameters: dict[str, nn.Parameter], weights: dict[str, Tensor], origin: Path
+) -> None:
+    """Strict over everything ``weights_of`` names. Raises CheckpointError naming the first difference."""
+    expected = weights_of(task, parameters)
+    wrong = sorted(expected.keys() ^ weights.keys()) or [n for n in expected if expected[n].shape != weights[n].shape]
+    if wrong:
+        raise CheckpointError(f"{origin}: does not fit the model of this configuration, for example at {wrong[0]!r}")
+    task.load_state_dict(weights, strict=False)
+
+
+def restore(
+    folder: Path, task: nn.Module, parameters: dict[str, nn.Parameter], config: RunConfig, say: Say
+) -> Progress | None:
+    """Load the newest whole checkpoint into ``task``; None when there is none yet (the run then starts at step 0)."""
+    for path, content in checkpoint.newest(folder, config.family):
+        if isinstance(content, str):
+            say(content)
+            continue
+        if checkpoint.check(path).frozen != frozen_digest(task, parameters):
+            raise CheckpointError(f"{path}: the frozen weights are not those that this run was begun with")
+        load_weights(task, parameters, content.weights, path)
+        return Progress.load(content.state, content.optimizer, config.guard.max_skipped)
+    return None
+
+
+def read_config(family: Family, folder: Path) -> RunConfig:
+    """The resolved configuration of a run. Raises CheckpointError when the run is of another family."""
+    content = rundir.stored_config(folder)
+    if content.get("family") != family.name:
+        raise CheckpointError(f"{folder}: a run of family {content.get('family')!r}, not {family.name!r}")
+    return configuration.build(config_class(family), content, str(folder / "config.yaml"))
+
+
+def choose_checkpoint(folder: Path, family: str, which: str) -> Path:
+    """``best``, ``latest`` or the name of a checkpoint folder. Raises CheckpointError listing what there is."""
+    if which not in ("best", "latest"):
+        chosen = folder / "checkpoints" / which
+        if not chosen.is_dir():
+            there = ", ".join(path.name for path in checkpoint.complete(folder)[0]) or "none"
+            raise CheckpointError(f"{folder}: no checkpoint {which!r}; there are: best, latest, {there}")
+        return chosen
+    latest = next((path for path, found in checkpoint.newest(folder, family) if not isinstance(found, str)), None)
+    if latest is None:
+        raise CheckpointError(f"{folder}: holds no complete checkpoint yet")
+    best = checkpoint.load(latest, family).state["best"] if which == "best" else None
+    return checkpoint.folder_of(folder, int(best["step"])) if best else latest
+
+
+def open_run(family: Family, folder: Path, which: str = "best") -> Loaded:
+    """A trained run, ready for use on the CPU, in evaluation mode. Raises CheckpointError."""
+    config = read_config(family, folder)
+    path = choose_checkpoint(folder, family.name, which)
+    task = family.task(config, rundir.read_json(folder / "facts.json")["facts"])
+    parameters = learnable(task)
+    weights = checkpoint.load(path, family.name).weights
+    load_weights(task, parameters, weights, path)
+    return Loaded(folder, config, task.eval(), checkpoint.digest_of(weights))
+
+
+def summary(run: Run, timings: dict[str, float]) -> dict[str, Any]:
+    """``summary.json``: what the run cost and reached."""
+    trainable = sum(p.numel() for p in run.parameters.values())
+    best = run.progress.best
+    return {
+        "parameters": {"trainable": trainable, "frozen": sum(p.numel() for p in run.task.parameters()) - trainable},
+        "seconds": {name: round(value, 2) for name, value in timings.items()},
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_gpu_bytes": run.backend.peak_memory(),
+        "steps": run.progress.step,
+        "best": None if best is None else {**best, "metric": run.config.checkpoint.best_metric},
+        "skipped_steps": run.progress.guard.skipped,
+        "replaced_samples": run.progress.replaced,
+    }
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[list[int]]:
+    """Signals only set a flag; a second Ctrl-C ends at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del frame
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

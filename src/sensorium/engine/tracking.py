@@ -1,0 +1,322 @@
+"""What a run says while it trains: console, ``metrics.jsonl``, ``times.jsonl``, ``train.log``, TensorBoard, W&B.
+
+``metrics.jsonl`` holds only what follows from the position in the run (no clock, no machine), so that the file of a
+resumed run equals the file of an uninterrupted one byte for byte. Everything that depends on when and where it ran goes
+to ``times.jsonl``. On a terminal a progress bar is shown, on a pipe plain lines.
+
+Used by one process of a run (rank 0). Nothing here imports torch before TensorBoard is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+from sensorium import config as configuration
+from sensorium.engine.files import cut_back, json_line, write_file
+from sensorium.engine.settings import Track
+from sensorium.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Level = Literal["info", "warning", "alarm"]
+Advance = Callable[[int, int], None]
+_RESERVED = ("kind", "step", "epoch", "stage")
+_WINDOW = 50  # steps behind the running mean of the rate
+
+
+def clock(seconds: float) -> str:
+    """``0:42``, ``12:03`` or ``1:02:03``; ``-:--`` when unknown."""
+    if not 0 <= seconds < 360_000:
+        return "-:--"
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+class _Screen:
+    """Standard output: lines, and on a terminal one bar below them."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.console = Console(file=sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
+        self.terminal = self.console.is_terminal and not quiet
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def open_bar(self, total: int, done: int) -> None:
+        """Show the bar, if this is a terminal."""
+        if not self.terminal:
+            return
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}", markup=False),
+            TextColumn("{task.fields[status]}", markup=False),
+        )
+        self._bar = Progress(*columns, console=self.console, expand=True)
+        self._task = self._bar.add_task("", total=total, completed=done, status="")
+        self._bar.start()
+
+    def move_bar(self, description: str, done: int, total: int, status: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, description=description, completed=done, total=total, status=status)
+
+    def line(self, text: str, style: str = "") -> None:
+        """Print one line above the bar. ``text`` is shown as it is, whatever brackets it holds."""
+        self.console.print(Text(text, style=style))
+
+    def close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class _Rate:
+    """Rows per second: over a running mean of about ``_WINDOW`` steps, and since the last line."""
+
+    def __init__(self) -> None:
+        self.mark = time.perf_counter()
+        self.mean_rows = self.mean_seconds = 0.0
+
+    def restart(self) -> None:
+        self.mark = time.perf_counter()
+
+    def tick(self, rows: int) -> tuple[float, float]:
+        """Seconds of the step that just ended, and the running rate in rows a second."""
+        now = time.perf_counter()
+        seconds, self.mark = max(now - self.mark, 1e-9), now
+        keep = 1 - 1 / _WINDOW
+        self.mean_rows = keep * self.mean_rows + rows
+        self.mean_seconds = keep * self.mean_seconds + seconds
+        return seconds, self.mean_rows / self.mean_seconds
+
+
+class _Sink(Protocol):
+    """Where curves go besides the run folder."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _TensorBoard:
+    def __init__(self, run: Path, start_step: int) -> None:
+        module = importlib.import_module("torch.utils.tensorboard")
+        purge = start_step + 1 if start_step else None
+        self._writer: SummaryWriter = module.SummaryWriter(str(run / "tensorboard"), purge_step=purge)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    """One Weights & Biases run for one run folder, however often it is resumed."""
+
+    def __init__(self, run: Path, settings: Track) -> None:
+        self._run = import_wandb().init(
+            project=settings.wandb_project,
+            name=run.name,
+            dir=str(run),
+            mode=settings.wandb,
+            id=_wandb_id(run),
+            resume="allow",
+            config=_stored_config(run),
+        )
+        # our own axis: after a resume steps are logged again, which the built-in one refuses
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log({**values, "step": step})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def import_wandb() -> ModuleType:
+    """The package wandb. Raises ConfigError with the way out when it is not installed."""
+    try:
+        return importlib.import_module("wandb")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "track.wandb: the package wandb is not installed; pip install 'sensorium[wandb]', or set track.wandb=off"
+        ) from error
+
+
+def _wandb_id(run: Path) -> str:
+    path = run / "wandb_id"
+    if not path.exists():
+        write_file(path, uuid.uuid4().hex[:12].encode())
+    return path.read_text().strip()
+
+
+def _stored_config(run: Path) -> dict[str, Any]:
+    path = run / "config.yaml"
+    return configuration.load_file(path) if path.exists() else {}
+
+
+class Tracker:
+    """Everything that rank 0 says of a run between its first and its last step.
+
+    ``step`` is always the number of optimizer steps done after the one that is reported (the first is 1), and
+    ``start_step`` the number done before. On a resume the two ``.jsonl`` files are cut back to ``start_step``; a
+    checkpoint of step N must therefore be saved after everything of step N was reported here. Use as a context manager.
+
+    Raises ConfigError when Weights & Biases is asked for and not installed, CheckpointError when a file of the run
+    folder is damaged.
+    """
+
+    def __init__(self, run: Path, settings: Track, total_steps: int, start_step: int, quiet: bool = False) -> None:
+        self._settings, self._total, self._start = settings, total_steps, start_step
+        run.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "times.jsonl"):
+            cut_back(run / name, start_step if start_step else -1)  # from the start, step 0 is said again too
+        self._sinks: list[_Sink] = []
+        if settings.wandb != "off":
+            self._sinks.append(_Wandb(run, settings))
+        if settings.tensorboard:
+            self._sinks.append(_TensorBoard(run, start_step))
+        self._metrics, self._times, self._log = (
+            (run / name).open("a", encoding="utf-8") for name in ("metrics.jsonl", "times.jsonl", "train.log")
+        )
+        self._screen, self._rate = _Screen(quiet), _Rate()
+        if start_step:
+            self._append_time({"step": start_step, "resumed": True})
+        self._screen.open_bar(total_steps, start_step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def train(self, step: int, epoch: float, stage: str, values: Mapping[str, float], rows: int) -> None:
+        """Report one optimizer step of ``rows`` samples. ``values``: ``loss``, ``grad_norm``, ``lr/<group>`` and more.
+
+        Raises ValueError when a value takes the name of a field of the line (kind, step, epoch, stage).
+        """
+        taken = [name for name in _RESERVED if name in values]
+        if taken:
+            raise ValueError(f"a logged value cannot be called {taken[0]!r}; reserved: {', '.join(_RESERVED)}")
+        seconds, rate = self._rate.tick(rows)
+        self._append({"kind": "train", "step": step, "epoch": epoch, "stage": stage, **values})
+        self._append_time({"step": step, "seconds": round(seconds, 6), "rows_per_second": round(rows / seconds, 3)})
+        names = {name: name if name.startswith("lr/") else f"train/{name}" for name in values}
+        self._send(step, {names[name]: value for name, value in values.items()})
+        left = clock((self._total - step) * rows / rate if rate else -1)
+        speed = f"{rate:,.0f} rows/s  left {left}"
+        loss, *others = _train_status(values)
+        self._screen.move_bar(stage, step, self._total, f"{loss}  {speed}")
+        if step % self._settings.log_every == 0 or step in (self._start + 1, self._total):
+            text = "  ".join((f"step {step}/{self._total}", f"epoch {epoch:.2f}", loss, *others, speed))
+            self._write_log(text)
+            if not self._screen.terminal:
+                self._screen.line(text)
+
+    def validation(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
+        """Report one evaluation on the validation split."""
+        self._append({"kind": "val", "step": step, "epoch": epoch, "metrics": dict(metrics)})
+        self._send(step, {f"val/{name}": value for name, value in metrics.items()})
+        chosen = [name for name in metrics if "/" not in name] or list(metrics)[:4]
+        self.say(f"val step {step}  " + "  ".join(f"{name} {_short(metrics[name])}" for name in chosen))
+        self.restart_clock()
+
+    def event(self, step: int, text: str, level: Level = "info") -> None:
+        """Report something worth knowing that follows from the position in the run (never a resume: the tracker notes
+        those itself in ``times.jsonl``). An ``alarm`` stands in red on top of the report."""
+        self._append({"kind": "event", "step": step, "level": level, "text": text})
+        self._show(text, {"info": "", "warning": "yellow", "alarm": "bold red"}[level])
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the bar, and keep it in ``train.log``."""
+        self._show(text, "")
+
+    def restart_clock(self) -> None:
+        """The time until now was not spent on steps (evaluation, saving): leave it out of the rate."""
+        self._rate.restart()
+
+    def close(self) -> None:
+        """Close bar, files and sinks. Safe to call twice."""
+        self._screen.close_bar()
+        for file in (self._metrics, self._times, self._log):
+            file.close()
+        while self._sinks:
+            self._sinks.pop().close()
+
+    def _show(self, text: str, style: str) -> None:
+        self._write_log(text)
+        self._screen.line(text, style)
+
+    def _write_log(self, text: str) -> None:
+        self._log.write(text + "\n")
+        self._log.flush()
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        self._metrics.write(json_line(record))
+        self._metrics.flush()
+
+    def _append_time(self, record: Mapping[str, Any]) -> None:
+        self._times.write(json_line(record))
+        self._times.flush()
+
+    def _send(self, step: int, values: Mapping[str, float]) -> None:
+        for sink in self._sinks:
+            sink.write(step, values)
+
+
+def _train_status(values: Mapping[str, float]) -> list[str]:
+    """``loss`` first, then what else is there of gradient norm and learning rate."""
+    parts = [f"loss {values['loss']:.4f}" if "loss" in values else "loss n/a"]
+    if "grad_norm" in values:
+        parts.append(f"grad_norm {values['grad_norm']:.2f}")
+    rates = [value for name, value in values.items() if name.startswith("lr/")]
+    return [*parts, f"lr {max(rates):.1e}"] if rates else parts
+
+
+@contextmanager
+def progress_bar(description: str, total: int, quiet: bool = False) -> Iterator[Advance]:
+    """Progress of long work outside the training loop; yields ``advance(done, total)``.
+
+    On a terminal a bar with rate and time left; on a pipe one line at 0, 25, 50, 75 and 100 percent.
+    """
+    screen, start = _Screen(quiet), time.perf_counter()
+    quarters = 0
+
+    def advance(done: int, total: int) -> None:
+        nonlocal quarters
+        seconds = max(time.perf_counter() - start, 1e-9)
+        rate = done / seconds
+        left = clock((total - done) / rate if rate else -1)
+        status = f"{rate:,.1f}/s  left {left}"
+        screen.move_bar(description, done, total, status)
+        quarter = 4 * done // total if total else 4
+        if not screen.terminal and quarter >= quarters:
+            quarters = quarter + 1
+            end = f"took {clock(seconds)}" if done >= total else f"left {left}"
+            screen.line(f"{description}  {25 * quarter} %  {done:,}/{total:,}  {rate:,.1f}/s  {end}")
+
+    screen.open_bar(total, 0)
+    try:
+        advance(0, total)
+        yield advance
+    finally:
+        screen.close_bar()

@@ -1,0 +1,114 @@
+"""Damage is found and said; a damaged checkpoint is passed over, never loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sensorium.engine import checkpoint
+from sensorium.errors import CheckpointError
+
+
+def save(run: Path, step: int) -> Path:
+    weights = {"w": torch.arange(6.0).reshape(2, 3) + step, "b": torch.tensor(step, dtype=torch.bfloat16)}
+    content = checkpoint.Content(weights, {"w/exp_avg": torch.ones(2, 3)}, {"step": step, "best": None})
+    return checkpoint.save(run, ("toy", step, "digest"), content)
+
+
+def newest_step(run: Path) -> tuple[int | None, list[str]]:
+    said = []
+    for _, content in checkpoint.newest(run, "toy"):
+        if not isinstance(content, str):
+            return content.state["step"], said
+        said.append(content)
+    return None, said
+
+
+def test_save_and_load_is_identity(tmp_path: Path) -> None:
+    folder = save(tmp_path, 3)
+    content = checkpoint.load(folder, "toy")
+    assert torch.equal(content.weights["w"], torch.arange(6.0).reshape(2, 3) + 3)
+    assert content.weights["b"].dtype == torch.bfloat16
+    assert content.state == {"step": 3, "best": None}
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), name=st.integers(0, 3))
+def test_any_flipped_bit_is_found(tmp_path: Path, place: float, bit: int, name: int) -> None:
+    folder = checkpoint.folder_of(tmp_path, 1)
+    if not folder.exists():
+        save(tmp_path, 1)
+    path = sorted(folder.iterdir())[name]
+    data = path.read_bytes()
+    changed = bytearray(data)
+    changed[int(place * len(data))] ^= 1 << bit
+    path.write_bytes(changed)
+    try:
+        intact = json.loads(data) if path.name == checkpoint.MANIFEST else None
+        try:
+            checkpoint.load(folder, "toy")
+        except CheckpointError:
+            return
+        # The one harmless place: a value of the manifest that proves nothing (step, digest) or white space.
+        assert intact is not None
+        assert json.loads(path.read_bytes())["files"] == intact["files"]
+    finally:
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / checkpoint.WEIGHTS).write_bytes(b""), "has 0 bytes"),
+        (lambda folder: (folder / checkpoint.STATE).unlink(), "is missing"),
+        (lambda folder: (folder / checkpoint.MANIFEST).unlink(), "not a complete checkpoint"),
+        (lambda folder: (folder / checkpoint.MANIFEST).write_text("{}"), "damaged or of another format"),
+    ],
+)
+def test_latest_passes_over_a_damaged_one(tmp_path: Path, damage, reason: str) -> None:  # type: ignore[no-untyped-def]
+    save(tmp_path, 1)
+    folder = save(tmp_path, 2)
+    assert newest_step(tmp_path) == (2, [])
+    damage(folder)
+    step, said = newest_step(tmp_path)
+    assert step == 1
+    assert len(said) == 1
+    assert reason in said[0]
+    with pytest.raises(CheckpointError, match=reason):
+        checkpoint.load(folder, "toy")
+
+
+def test_a_manifest_cannot_point_outside(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1)
+    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+    manifest["files"]["../secret"] = manifest["files"][checkpoint.STATE]
+    (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="other files"):
+        checkpoint.check(folder)
+    folder = save(tmp_path, 2)
+    (folder / checkpoint.STATE).rename(tmp_path / "elsewhere")
+    (folder / checkpoint.STATE).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="missing"):
+        checkpoint.check(folder)
+
+
+def test_another_family_or_format_is_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="family 'toy', not 'other'"):
+        checkpoint.load(folder, "other")
+    text = (folder / checkpoint.MANIFEST).read_text()
+    (folder / checkpoint.MANIFEST).write_text(text.replace('"format": 1', '"format": 9'))
+    with pytest.raises(CheckpointError, match="format 9"):
+        checkpoint.check(folder)
+
+
+def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    for step in range(1, 7):
+        save(tmp_path, step)
+    checkpoint.prune(tmp_path, 2, 3)
+    assert sorted(p.name[-1] for p in (tmp_path / "checkpoints").iterdir()) == ["3", "5", "6"]
