@@ -137,6 +137,24 @@ class Evaluator(Protocol):
 
 
 @dataclass(frozen=True)
+class Hit:
+    """One answer of a search, best first. ``image`` and ``audio`` are files."""
+
+    score: float
+    id: str
+    text: str | None = None
+    image: str | None = None
+    audio: str | None = None
+
+
+class Searcher(Protocol):
+    """What ``Family.use`` gives for families that find things; other families give what suits them."""
+
+    def search(self, query: Mapping[str, str], among: str | None = None, k: int = 5) -> list[Hit]:
+        """``query``: text, or a path of a picture or recording, by modality; several make one joint query."""
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A trained run opened for use."""
 

@@ -73,6 +73,9 @@ def _train(family: Family, config: RunConfig, folder: Path, backend: Backend, sa
     total = total_steps(length, batch_size, config.train.epochs, config.train.steps)
     plan = spans(family.stages(config), total, progress.stage_ends)
     progress.stage_ends = [span.end for span in plan]
+    if progress.step >= total and (folder / "summary.json").exists():
+        say(f"All {progress.step} steps are done; train.steps or train.epochs makes the run longer.")
+        return None
     timings = {"data": time.monotonic() - begun}
     tracker = Tracker(folder, config.track, total, progress.step, quiet=not backend.is_main)
     with tracker, stop_on_signal() as stop:

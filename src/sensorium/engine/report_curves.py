@@ -56,7 +56,7 @@ class _Frame:
 
 
 def smooth(points: Curve) -> tuple[Curve, int]:
-    """Exponential running mean without start bias, and the number of points it reaches over. Skips NaN and infinities."""
+    """Exponential running mean without start bias over the finite values, and how many points it reaches over."""
     reach = max(1, len(points) // 40)
     keep = 1 - 1 / reach
     total = weight = 0.0
@@ -69,7 +69,7 @@ def smooth(points: Curve) -> tuple[Curve, int]:
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
-    """At most ``most`` round numbers within [low, high]."""
+    """Round numbers within [low, high], so far apart that at most ``most`` steps lie between."""
     span = high - low
     size = 10.0 ** math.floor(math.log10(span / most))
     step = next(size * factor for factor in (1, 2, 5, 10, 20) if span / (size * factor) <= most)
@@ -98,8 +98,9 @@ def draw(chart: Chart) -> str:
     )
     note = f'<p class="note">{escape(" ".join(notes))}</p>' if notes else ""
     return (
-        f'<figure class="chart" data-frame="{frame.first:g},{frame.last:g},{LEFT / WIDTH:.5f},{RIGHT / WIDTH:.5f}" '
-        f'data-lines="{escape(_data(lines))}">{caption}<div class="plot">{svg}<output class="tip" hidden></output></div>'
+        f'<figure class="chart" data-frame="{frame.first:.0f},{frame.last:.0f},{LEFT / WIDTH:.5f},{RIGHT / WIDTH:.5f}" '
+        f'data-lines="{escape(_data(lines))}">{caption}'
+        f'<div class="plot">{svg}<output class="tip" hidden></output></div>'
         f"{_legend(solid, order)}{note}</figure>"
     )
 
@@ -171,7 +172,7 @@ def _axes(frame: _Frame) -> str:
     parts = []
     for value in ticks(frame.low, frame.high, 5):
         y = frame.y(value)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<line class="rule" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_tick(value)}</text>')
     for step in ticks(frame.first, frame.last, 5):
         if step == int(step):
@@ -208,7 +209,8 @@ def _legend(lines: Sequence[Line], order: Sequence[Line]) -> str:
     if len(lines) < 2:
         return ""
     entries = "".join(
-        f'<li><svg viewBox="0 0 22 8" aria-hidden="true"><path class="s{order.index(line) % COLOURS}" d="M0 4H22"/></svg>'
+        f'<li><svg viewBox="0 0 22 8" aria-hidden="true">'
+        f'<path class="s{order.index(line) % COLOURS}" d="M0 4H22"/></svg>'
         f"{escape(line.label)} <b>{shown_number(line.points[-1][1])}</b></li>"
         for line in lines
     )

@@ -69,6 +69,17 @@ def create(run: Path, config: RunConfig) -> None:
     write_file(run / "config.yaml", configuration.dump_yaml(config).encode())
 
 
+def set_aside(run: Path) -> Path | None:
+    """Rename an earlier run folder to the first free ``RUN.1``, ``RUN.2`` …; None when there is none."""
+    if not run.exists():
+        return None
+    number = 1
+    while (aside := run.with_name(f"{run.name}.{number}")).exists():
+        number += 1
+    run.rename(aside)
+    return aside
+
+
 def stored_config(run: Path) -> dict[str, Any]:
     """The resolved configuration of a run as plain values. Raises CheckpointError when there is none."""
     if not (run / "config.yaml").is_file():

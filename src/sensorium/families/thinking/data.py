@@ -84,26 +84,7 @@ class FeatureSource:
         return {"group": self.groups[index], **found}
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
-        """Pad tokens to the longest of the batch; a missing modality has an all-False mask and zeros."""
-        batch: Batch = {
-            "group": torch.tensor([int(e["group"]) for e in examples]),
-            "has": torch.tensor([[m in e for m in MODALITIES] for e in examples]),
-        }
-        for modality in self.features:
-            rows = [example.get(modality) for example in examples]
-            encoder = self.features[modality]
-            length = max([1, *(len(row.tokens) for row in rows if row is not None)])
-            tokens = np.zeros((len(rows), length, encoder.width), np.float32)
-            pooled = np.zeros((len(rows), encoder.pooled_width), np.float32)
-            mask = np.zeros((len(rows), length), bool)
-            for number, row in enumerate(rows):
-                if row is not None:
-                    tokens[number, : len(row.tokens)] = row.tokens
-                    mask[number, : len(row.tokens)] = True
-                    pooled[number] = row.pooled
-            for name, array in (("tokens", tokens), ("mask", mask), ("pooled", pooled)):
-                batch[f"{modality}_{name}"] = torch.from_numpy(array)
-        return batch
+        return collate(examples, self.features)
 
     def distinct(self, modality: Modality) -> np.ndarray:
         """Rows that are the first with their content in their group: the gallery and the queries of an evaluation."""
@@ -112,6 +93,31 @@ class FeatureSource:
             if key is not None:
                 seen.setdefault((self.items[row].group, key), row)
         return np.array(sorted(seen.values()), np.int64)
+
+
+def collate(examples: Sequence[Mapping[str, Any]], encoders: Mapping[Modality, Any]) -> Batch:
+    """Pad tokens to the longest of the batch; a missing modality has an all-False mask and zeros.
+
+    ``encoders``: whatever knows ``width`` and ``pooled_width`` of each modality of the run.
+    """
+    batch: Batch = {
+        "group": torch.tensor([int(e["group"]) for e in examples]),
+        "has": torch.tensor([[m in e for m in MODALITIES] for e in examples]),
+    }
+    for modality, encoder in encoders.items():
+        rows = [example.get(modality) for example in examples]
+        length = max([1, *(len(row.tokens) for row in rows if row is not None)])
+        tokens = np.zeros((len(rows), length, encoder.width), np.float32)
+        pooled = np.zeros((len(rows), encoder.pooled_width), np.float32)
+        mask = np.zeros((len(rows), length), bool)
+        for number, row in enumerate(rows):
+            if row is not None:
+                tokens[number, : len(row.tokens)] = row.tokens
+                mask[number, : len(row.tokens)] = True
+                pooled[number] = row.pooled
+        for name, array in (("tokens", tokens), ("mask", mask), ("pooled", pooled)):
+            batch[f"{modality}_{name}"] = torch.from_numpy(array)
+    return batch
 
 
 def _key(store: Any, content: str | Path | None) -> str | None:

@@ -1,0 +1,182 @@
+"""The verbs of the command line, nothing else. Heavy imports wait until a verb runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sensorium import __version__, cli_data
+from sensorium.errors import SensoriumError
+
+app = typer.Typer(
+    name="sensorium",
+    help="Train, evaluate and use multimodal models: one engine, one command line, one kind of run folder.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="Start with: sensorium demo --data synthetic",
+)
+app.add_typer(cli_data.app, name="data")
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Settings, see docs/config.md.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sensorium {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    del version
+
+
+@app.command(epilog="Example: sensorium demo --data stamps --languages fr,es")
+def demo(
+    data: Annotated[str, typer.Option(help="emoji, stamps or synthetic.")] = "emoji",
+    languages: Annotated[str, typer.Option(help="Spoken languages of the stamps, separated by commas.")] = "fr",
+    run: Annotated[Path | None, typer.Option(help="Run folder; default runs/demo-<data>.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the run.")] = 0,
+    overrides: Overrides = None,
+) -> None:
+    """Train on small real data in minutes, search, and write a report."""
+    from sensorium.demo import run_demo
+
+    run_demo(data, languages.split(","), run or Path("runs") / f"demo-{data}", seed, overrides or [])
+
+
+@app.command(epilog="Example: sensorium train thinking --preset tiny --run runs/first train.steps=50")
+def train(
+    family: Annotated[str, typer.Argument(help="A family, see `sensorium families`.")],
+    overrides: Overrides = None,
+    preset: Annotated[str | None, typer.Option(help="Starting values; default is the family's first preset.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML, JSON or TOML file over the preset.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder; default runs/<family>-<preset>.")] = None,
+) -> None:
+    """Train a model. Ctrl-C saves and stops; `sensorium resume RUN` continues bit for bit."""
+    from sensorium import config as configuration
+    from sensorium import families
+    from sensorium.engine import loop, settings
+
+    chosen = families.load(family)
+    layers: list[dict[str, Any]] = [configuration.load_file(config)] if config else []
+    stated = next((layer["preset"] for layer in layers if "preset" in layer), None)
+    name = preset or stated or next(iter(chosen.presets))
+    layers.append(configuration.parse_overrides(overrides or []))
+    resolved = settings.resolve(chosen, name, *layers, origin=str(config or "configuration"))
+    loop.train(chosen, resolved, run or Path("runs") / f"{family}-{name}", say=typer.echo)
+
+
+@app.command(epilog="Example: sensorium resume runs/first train.steps=100")
+def resume(run: RunFolder, overrides: Overrides = None) -> None:
+    """Continue an interrupted run exactly, or make a finished one longer."""
+    from sensorium import config as configuration
+    from sensorium.engine import loop, session, settings
+
+    chosen = _family_of(run)
+    stored = session.read_config(chosen, run)
+    layers = (configuration.dump(stored), configuration.parse_overrides(overrides or []))
+    wanted = settings.resolve(chosen, stored.preset, *layers)
+    configuration.check_resume(stored, wanted)
+    loop.train(chosen, wanted, run, resume=True, say=typer.echo)
+
+
+@app.command(epilog="Example: sensorium evaluate runs/first --split test --checkpoint best")
+def evaluate(
+    run: RunFolder,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    checkpoint: Annotated[str, typer.Option(help="best, latest, or the name of a checkpoint folder.")] = "best",
+) -> None:
+    """Evaluate a checkpoint; writes RUN/evaluation/<split>.json and the report anew."""
+    from sensorium.engine.evaluate import evaluate_run
+    from sensorium.engine.report import write_report
+    from sensorium.engine.tables import print_evaluation
+
+    print_evaluation(evaluate_run(_family_of(run), run, split, checkpoint, typer.echo))
+    typer.echo(f"Report: {write_report(run)}")
+
+
+@app.command(epilog="Example: sensorium report runs/first")
+def report(run: RunFolder) -> None:
+    """Write report.html, report.md and report.json of a run."""
+    from sensorium.engine import rundir
+    from sensorium.engine.report import write_report
+
+    rundir.stored_config(run)
+    typer.echo(f"Report: {write_report(run)}")
+
+
+@app.command(epilog='Example: sensorium search runs/demo-emoji "a barking dog" --in image --top 5')
+def search(
+    run: RunFolder,
+    text: Annotated[str | None, typer.Argument(help="Words to look for.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to look for.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="A recording to look for.")] = None,
+    among: Annotated[str | None, typer.Option("--in", help="What to find: image, text or audio.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many to find.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Find pictures, texts or sounds by words, a picture, a recording, or several of them at once."""
+    from dataclasses import asdict
+
+    from sensorium.errors import ConfigError
+    from sensorium.use import load
+
+    parts = {"text": text, "image": image, "audio": audio}
+    query = {modality: str(value) for modality, value in parts.items() if value is not None}
+    if not query:
+        raise ConfigError("nothing to look for; give words, --image FILE or --audio FILE")
+    hits = load(run).search(query, among, top)
+    if as_json:
+        typer.echo(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False, indent=1))
+        return
+    for place, hit in enumerate(hits, start=1):
+        where = next((value for value in ({"audio": hit.audio}.get(among or ""), hit.image, hit.audio) if value), "")
+        typer.echo(f"{place:3}  {hit.score:6.3f}  {hit.text or hit.id}  {where}")
+
+
+@app.command(epilog="Example: sensorium families")
+def families() -> None:
+    """List the families and their presets."""
+    from sensorium import families as package
+
+    for name in package.names():
+        family = package.load(name)
+        typer.echo(f"{name:16} {family.summary}\n{'':16} presets: {', '.join(family.presets)}")
+
+
+def _family_of(run: Path) -> Any:
+    from sensorium import families as package
+    from sensorium.engine import rundir
+    from sensorium.errors import CheckpointError
+
+    name = rundir.stored_config(run).get("family")
+    if not isinstance(name, str):
+        raise CheckpointError(f"{run / 'config.yaml'}: names no family")
+    return package.load(name)
+
+
+def main() -> None:
+    """Entry point of ``sensorium``: errors of ours are one line on standard error and an exit code."""
+    try:
+        app()
+    except SensoriumError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `sensorium … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,119 @@
+"""The chapter of queries and what they found: pictures to look at, recordings to play."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from sensorium.engine.contract import Card, Gallery, Shown
+from sensorium.engine.report_media import Media
+from sensorium.engine.results import Result
+
+OPEN_CARDS = 6  # of a gallery; the others unfold
+
+
+def gallery_chapter(results: Sequence[Result], media: Media) -> str:
+    """All galleries, or an empty string when there are none."""
+    blocks = [
+        _gallery(result, gallery, media)
+        for result in results
+        for gallery in result.evaluation.galleries
+        if gallery.cards
+    ]
+    return "".join(blocks)
+
+
+def _gallery(result: Result, gallery: Gallery, media: Media) -> str:
+    cards = [_card(card, media) for card in gallery.cards]
+    first, rest = cards[:OPEN_CARDS], cards[OPEN_CARDS:]
+    more = ""
+    if rest:
+        more = f'<details class="more"><summary>{len(rest)} more queries</summary>{"".join(rest)}</details>'
+    note = f'<p class="note">{escape(gallery.note)}</p>' if gallery.note else ""
+    title = f"<h3>{escape(gallery.title)} <small>{escape(result.name)}{_tally(gallery)}</small></h3>"
+    return f'<section class="gallery">{title}{note}{"".join(first)}{more}</section>'
+
+
+def _tally(gallery: Gallery) -> str:
+    judged = [card for card in gallery.cards if any(hit.right is not None for hit in card.found)]
+    if not judged:
+        return ""
+    right = sum(1 for card in judged if card.found[0].right)
+    return f" · {right} of {len(judged)} right in first place"
+
+
+def _card(card: Card, media: Media) -> str:
+    hits = "".join(_hit(place, hit, media) for place, hit in enumerate(card.found, start=1))
+    found = f'<ol class="hits">{hits}</ol>' if hits else '<p class="note">nothing was found</p>'
+    return (
+        f'<article class="card"><div class="query"><span class="tag">query</span>{_shown(card.query, media)}'
+        f"{_verdict(card)}</div>{found}</article>"
+    )
+
+
+def _verdict(card: Card) -> str:
+    """Where the first right hit stands, in words."""
+    if all(hit.right is None for hit in card.found):
+        return ""
+    place = next((place for place, hit in enumerate(card.found, start=1) if hit.right), None)
+    if place is None:
+        return f'<p class="verdict wrong">✗ not in the first {len(card.found)}</p>'
+    return f'<p class="verdict {"right" if place == 1 else "later"}">✓ found in place {place}</p>'
+
+
+def _hit(place: int, hit: Shown, media: Media) -> str:
+    kind, mark = {
+        True: ("right", '<span class="mark right">✓ right</span>'),
+        False: ("wrong", '<span class="mark wrong">✗ wrong</span>'),
+        None: ("open", ""),
+    }[hit.right]
+    score = "" if hit.score is None else f'<span class="score" title="score">{hit.score:.3f}</span>'
+    return (
+        f'<li class="hit {kind}"><span class="place" aria-label="place {place}">{place}</span>'
+        f'{_shown(hit, media)}<p class="line">{mark}{score}</p></li>'
+    )
+
+
+def _shown(shown: Shown, media: Media) -> str:
+    """Picture, player and caption; a caption that stands alone is shown large."""
+    seen = [] if shown.image is None else [_picture(shown, shown.image, media)]
+    if shown.audio is not None:
+        seen.append(_player(shown, shown.audio, media))
+    if not seen:
+        return f'<p class="words">{escape(shown.caption)}</p>'
+    return f'{"".join(seen)}<p class="caption">{escape(shown.caption)}</p>'
+
+
+def _picture(shown: Shown, path: str, media: Media) -> str:
+    picture = media.picture(path)
+    if picture is None:
+        return f'<div class="lost">picture cannot be read: {escape(_file_name(path))}</div>'
+    size = f'width="{picture.width}" height="{picture.height}"'
+    return f'<img src="{picture.uri}" {size} alt="picture: {escape(shown.caption)}">'
+
+
+def _player(shown: Shown, path: str, media: Media) -> str:
+    sound = media.sound(path)
+    if sound is None:
+        return f'<div class="lost">recording cannot be read: {escape(_file_name(path))}</div>'
+    length = f"{sound.seconds:.1f} s"
+    return (
+        f'<div class="player"><button type="button" aria-label="play recording: {escape(shown.caption)}, {length}">'
+        f"{_wave(sound.peaks)}</button><span>{length}</span>"
+        f'<audio controls preload="none" src="{sound.uri}"></audio></div>'
+    )
+
+
+def _wave(peaks: Sequence[float]) -> str:
+    """Loudness over time as upright strokes; drawn twice, the upper one is uncovered while playing."""
+    strokes = "".join(
+        f"M{2 * i + 1} {12 - 11 * peak - 0.5:.1f}V{12 + 11 * peak + 0.5:.1f}" for i, peak in enumerate(peaks)
+    )
+    return (
+        f'<svg class="wave" viewBox="0 0 {2 * len(peaks)} 24" preserveAspectRatio="none" aria-hidden="true">'
+        f'<path d="{strokes}"/><path class="played" d="{strokes}"/></svg>'
+    )
+
+
+def _file_name(path: str) -> str:
+    return path.replace("\\", "/").rpartition("/")[2]

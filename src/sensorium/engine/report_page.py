@@ -1,0 +1,356 @@
+"""The report as one HTML page: nothing is fetched, everything from outside is escaped, scripts are optional."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from sensorium.engine.contract import Table
+from sensorium.engine.report_curves import Chart, Line, draw, smooth
+from sensorium.engine.report_data import (
+    Curve,
+    Event,
+    RunData,
+    best_of,
+    chance_of,
+    data_set,
+    flat,
+    metric_names,
+    number,
+    parts_of,
+    section,
+    shown_bytes,
+    shown_number,
+    shown_seconds,
+    warnings_of,
+)
+from sensorium.engine.report_gallery import gallery_chapter
+from sensorium.engine.report_media import Media
+from sensorium.engine.results import Result
+
+GLANCE_MEASURES = 3  # bar charts on top: the first measures that have a chance level
+OPEN_CHARTS = 6
+OPEN_EVENTS = 20
+
+
+def page(data: RunData) -> str:
+    """The whole page."""
+    media = Media(data.run)
+    chapters = [
+        ("results", "Results", results_chapter(data)),
+        ("gallery", "What it finds", gallery_chapter(data.results, media)),
+        ("curves", "Curves", curves_chapter(data)),
+        ("configuration", "Configuration", configuration_chapter(data)),
+        ("environment", "Environment", environment_chapter(data)),
+        ("events", "Events", events_chapter(data)),
+    ]
+    lost = [f"gallery: {name} cannot be read" for name in media.unreadable]
+    filled = [(key, title, body) for key, title, body in chapters if body]
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in filled)
+    bodies = "".join(f'<section id="{key}"><h2>{title}</h2>{body}</section>' for key, title, body in filled)
+    style, script = _asset("report.css"), _asset("report.js")
+    proof = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{proof}'"
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{escape(data.run.name)} · Sensorium report</title><style>{style}</style></head>\n"
+        f"<body>{_head(data, [*warnings_of(data), *lost])}"
+        f'<nav aria-label="chapters">{links}</nav>\n<main>{bodies}</main>'
+        "<footer>Written by Sensorium. This page fetches nothing from a network.</footer>"
+        f"<script>{script}</script></body></html>\n"
+    )
+
+
+def _asset(name: str) -> str:
+    return files("sensorium.engine").joinpath(name).read_text(encoding="utf-8")
+
+
+def _head(data: RunData, warnings: Sequence[str]) -> str:
+    facts = [
+        ("family", data.config.get("family")),
+        ("preset", data.config.get("preset")),
+        ("data", data_set(data)),
+        ("seed", data.config.get("seed")),
+        ("started", data.environment.get("started")),
+    ]
+    chips = "".join(f"<li><span>{name}</span> {escape(_text(value))}</li>" for name, value in facts)
+    box = ""
+    if warnings:
+        lines = "".join(f"<li>{escape(text)}</li>" for text in warnings)
+        title = "1 warning" if len(warnings) == 1 else f"{len(warnings)} warnings"
+        box = f'<div class="warnings" role="alert"><b>⚠ {title}</b><ul>{lines}</ul></div>'
+    return (
+        f'<header><p class="brand">Sensorium report</p><h1>{escape(data.run.name)}</h1>'
+        f'<ul class="chips">{chips}</ul>{box}{_tiles(data)}{_time_bar(data)}</header>'
+    )
+
+
+def _text(value: Any) -> str:
+    return "n/a" if value is None else str(value)
+
+
+def _tiles(data: RunData) -> str:
+    tiles = [*_metric_tiles(data), *_machine_tiles(data)]
+    return (
+        '<dl class="tiles">'
+        + "".join(
+            f"<div{' class=main' if i == 0 else ''}><dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
+            f"<dd class=sub>{escape(sub)}</dd></div>"
+            for i, (name, value, sub) in enumerate(tiles)
+        )
+        + "</dl>"
+    )
+
+
+def _metric_tiles(data: RunData) -> list[tuple[str, str, str]]:
+    best = best_of(data)
+    if best is None:
+        return [("best validation metric", "n/a", "no validation result")]
+    chance = chance_of(data.results, best.metric)
+    beside = f"chance {shown_number(chance)}"
+    at = "" if best.step is None else f" · step {best.step:,}"
+    tiles = [(f"best {best.metric}, validation", shown_number(best.value), beside + at)]
+    for result in data.results:
+        value = result.evaluation.metrics.get(best.metric)
+        if result.split == "test" and value is not None:
+            tiles.append((f"{best.metric}, {result.name}", shown_number(value), beside))
+    return tiles[:4]
+
+
+def _machine_tiles(data: RunData) -> list[tuple[str, str, str]]:
+    parameters = section(data.summary, "parameters")
+    trainable, frozen = number(parameters.get("trainable")), number(parameters.get("frozen"))
+    seconds = _seconds(data)
+    memory, steps = number(data.summary.get("peak_rss_bytes")), number(data.summary.get("steps"))
+    if steps is None and data.train:
+        steps = max(curve[-1][0] for curve in data.train.values())
+    speed = f"{statistics.median(value for _, value in data.speed):,.0f} rows/s" if data.speed else "speed n/a"
+    frozen_text = "frozen n/a" if frozen is None else f"{int(frozen):,} frozen"
+    finished = speed if data.summary else f"{speed} · not finished"
+    return [
+        ("steps", "n/a" if steps is None else f"{int(steps):,}", finished),
+        ("trained parameters", "n/a" if trainable is None else f"{int(trainable):,}", frozen_text),
+        ("time", shown_seconds(sum(seconds.values())) if seconds else "n/a", "all stages"),
+        ("peak memory", "n/a" if memory is None else shown_bytes(memory), _text(data.environment.get("gpu") or "CPU")),
+    ]
+
+
+def _seconds(data: RunData) -> dict[str, float]:
+    stages = {name: number(value) for name, value in section(data.summary, "seconds").items()}
+    return {name: value for name, value in stages.items() if value is not None and value >= 0}
+
+
+def _time_bar(data: RunData) -> str:
+    """Where the time went, as one bar."""
+    seconds = _seconds(data)
+    total = sum(seconds.values())
+    if total <= 0:
+        return ""
+    bar = "".join(
+        f'<i class="b{i % 8}" style="width:{100 * value / total:.2f}%"></i>' for i, value in enumerate(seconds.values())
+    )
+    legend = "".join(
+        f'<li><i class="b{i % 8}"></i>{escape(name)} <b>{shown_seconds(value)}</b></li>'
+        for i, (name, value) in enumerate(seconds.items())
+    )
+    return f'<div class="time"><div class="stack" aria-hidden="true">{bar}</div><ul class="legend">{legend}</ul></div>'
+
+
+def results_chapter(data: RunData) -> str:
+    """Bars against chance, the families' own tables, every metric; and notes of the run."""
+    notes = data.summary.get("notes")
+    lines = "".join(f"<li>{escape(str(note))}</li>" for note in notes) if isinstance(notes, list) else ""
+    listed = f'<ul class="notes">{lines}</ul>' if lines else ""
+    return _glance(data.results) + _own_tables(data.results) + _all_metrics(data.results) + listed
+
+
+def _glance(results: Sequence[Result]) -> str:
+    by_measure: dict[str, list[str]] = {}
+    for name in metric_names(results):
+        if chance_of(results, name) is not None:
+            by_measure.setdefault(parts_of(name)[1], []).append(name)
+    charts = [_bars(measure, names, results) for measure, names in list(by_measure.items())[:GLANCE_MEASURES]]
+    if not charts:
+        return ""
+    key = "".join(f'<li><i class="b{i % 8}"></i>{escape(r.name)}</li>' for i, r in enumerate(results))
+    return f'<div class="grid">{"".join(charts)}</div><ul class="legend">{key}<li><i class="tick"></i>chance</li></ul>'
+
+
+def _bars(measure: str, names: Sequence[str], results: Sequence[Result]) -> str:
+    """One measure: for each of its metrics a bar for each result, with a stroke where chance lies."""
+    chances = {name: chance_of(results, name) or 0.0 for name in names}
+    values = [r.evaluation.metrics[name] for name in names for r in results if name in r.evaluation.metrics]
+    top = max([*values, *chances.values(), 1e-12])
+    groups = []
+    for name in names:
+        at = min(max(100 * chances[name] / top, 0), 100)
+        bars = "".join(
+            f'<div class="bar"><i class="b{i % 8}" style="width:{min(max(100 * value / top, 0), 100):.2f}%"></i>'
+            f'<u style="left:{at:.2f}%"></u><b>{shown_number(value)}</b></div>'
+            for i, result in enumerate(results)
+            if (value := result.evaluation.metrics.get(name)) is not None
+        )
+        label = escape(parts_of(name)[0] or name)
+        groups.append(f"<dt>{label} <small>chance {shown_number(chances[name])}</small></dt><dd>{bars}</dd>")
+    return f'<figure class="bars"><figcaption><b>{escape(measure)}</b></figcaption><dl>{"".join(groups)}</dl></figure>'
+
+
+def _own_tables(results: Sequence[Result]) -> str:
+    """The tables of all results; those of the same title stand side by side."""
+    titles = dict.fromkeys(table.title for result in results for table in result.evaluation.tables)
+    blocks = []
+    for title in titles:
+        tables = [
+            _table(table, f"{title}: {result.name}")
+            for result in results
+            for table in result.evaluation.tables
+            if table.title == title
+        ]
+        blocks.append(f'<div class="side">{"".join(tables)}</div>')
+    return "".join(blocks)
+
+
+def _table(table: Table, caption: str) -> str:
+    numeric = [any(isinstance(row[i], int | float) for row in table.rows) for i in range(len(table.columns))]
+    head = "".join(f"<th scope=col{_right(n)}>{escape(c)}</th>" for c, n in zip(table.columns, numeric, strict=True))
+    rows = "".join(
+        "<tr>" + "".join(f"<td{_right(n)}>{escape(shown_number(c))}</td>" for c, n in zip(row, numeric, strict=True))
+        for row in table.rows
+    )
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    return f"<div class=block>{_scroll(caption, head, rows)}{note}</div>"
+
+
+def _right(numeric: bool) -> str:
+    return " class=num" if numeric else ""
+
+
+def _scroll(caption: str, head: str, rows: str) -> str:
+    """A table that scrolls by itself where it is wider than the screen."""
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
+        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _all_metrics(results: Sequence[Result]) -> str:
+    names = metric_names(results)
+    if not names:
+        return ""
+    head = "<th scope=col>metric</th><th scope=col class=num>chance</th>" + "".join(
+        f"<th scope=col class=num>{escape(_titled(result))}</th>" for result in results
+    )
+    rows = ""
+    for name in names:
+        values = (chance_of(results, name), *(result.evaluation.metrics.get(name) for result in results))
+        cells = "".join(f"<td class=num>{shown_number(value)}</td>" for value in values)
+        rows += f"<tr><th scope=row>{escape(name)}</th>{cells}</tr>"
+    table = _scroll("every metric beside chance", head, rows)
+    opened = "" if any(result.evaluation.tables for result in results) else " open"
+    return f"<details{opened}><summary>All {len(names)} metrics beside chance</summary>{table}</details>"
+
+
+def _titled(result: Result) -> str:
+    return result.name if result.step is None else f"{result.name} (step {result.step})"
+
+
+def curves_chapter(data: RunData) -> str:
+    """Loss, validation metrics by measure, learning rate, gradient norm, speed; further logs unfold."""
+    drawn = [figure for figure in map(draw, _charts(data)) if figure]
+    if not drawn:
+        return ""
+    more = ""
+    if drawn[OPEN_CHARTS:]:
+        rest = f'<div class="grid">{"".join(drawn[OPEN_CHARTS:])}</div>'
+        more = f'<details class="more"><summary>{len(drawn) - OPEN_CHARTS} more curves</summary>{rest}</details>'
+    return f'<div class="grid">{"".join(drawn[:OPEN_CHARTS])}</div>{more}'
+
+
+def _charts(data: RunData) -> Iterable[Chart]:
+    marks = data.stages[1:] if len(data.stages) > 1 else ()
+    loss, reach = smooth(data.train.get("loss", []))
+    raw = Line("each step", data.train.get("loss", []), faint=True)
+    validation = Line("validation", data.val.get("loss", []), dots=True)
+    yield Chart("loss", (raw, Line("training", loss), validation), _mean_note(reach), marks)
+    for measure, lines in _by_measure(data.val).items():
+        if measure != "loss":
+            yield Chart(f"{measure}, validation", lines)
+    rates = tuple(Line(name.removeprefix("lr/"), curve) for name, curve in data.train.items() if name.startswith("lr/"))
+    yield Chart("learning rate", rates)
+    smoothed = {"gradient norm": data.train.get("grad_norm", []), "rows per second": data.speed}
+    others = {k: v for k, v in data.train.items() if k not in ("loss", "grad_norm") and not k.startswith("lr/")}
+    for name, curve in (smoothed | others).items():
+        mean, reach = smooth(curve)
+        yield Chart(name, (Line("each step", curve, faint=True), Line(name, mean)), _mean_note(reach), marks)
+
+
+def _mean_note(reach: int) -> str:
+    return f"Line: running mean over about {reach} steps; faint: each step." if reach > 1 else ""
+
+
+def _by_measure(val: Mapping[str, Curve]) -> dict[str, tuple[Line, ...]]:
+    """Validation metrics of the same measure share a chart; those that stand alone (sums) come first."""
+    groups: dict[str, tuple[Line, ...]] = {}
+    for name, curve in sorted(val.items(), key=lambda item: "/" in item[0]):
+        label, measure = parts_of(name)
+        groups[measure] = (*groups.get(measure, ()), Line(label or name, curve, dots=True))
+    return groups
+
+
+def configuration_chapter(data: RunData) -> str:
+    """Every value, searchable."""
+    if not data.config:
+        return ""
+    rows = "".join(
+        f"<tr><th scope=row>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in flat(data.config)
+    )
+    table = _scroll("configuration", "<th scope=col>key</th><th scope=col>value</th>", rows)
+    search = '<input type="search" placeholder="Search keys and values" aria-label="search the configuration">'
+    return (
+        f"<details class=filter><summary>{len(flat(data.config))} values, as resolved (config.yaml)</summary>"
+        f'{search}{table}<p class="none" hidden>Nothing matches.</p></details>'
+    )
+
+
+def environment_chapter(data: RunData) -> str:
+    """Versions and machine, and what the model took from the data."""
+    tables = [("environment", data.environment), ("facts taken from the data", data.facts)]
+    blocks = [
+        _scroll(
+            title,
+            "<th scope=col>name</th><th scope=col>value</th>",
+            "".join(f"<tr><th scope=row>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in flat(content)),
+        )
+        for title, content in tables
+        if content
+    ]
+    return f'<div class="side">{"".join(blocks)}</div>' if blocks else ""
+
+
+def events_chapter(data: RunData) -> str:
+    """What happened on the way, resumes among it."""
+    resumes = [Event(step, "resume", f"resumed after step {step}") for step in data.resumed]
+    events = sorted([*data.events, *resumes], key=lambda event: event.step)
+    if not events:
+        return ""
+    signs = {"alarm": "⚠ alarm", "warning": "! warning", "resume": "↻ resume"}
+    rows = [
+        f'<li class="{escape(e.level)}"><span class="num">step {e.step:,}</span> '
+        f"<b>{escape(signs.get(e.level, e.level))}</b> {escape(e.text)}</li>"
+        for e in events
+    ]
+    more = ""
+    if rows[OPEN_EVENTS:]:
+        rest = f'<ul class="events">{"".join(rows[OPEN_EVENTS:])}</ul>'
+        more = f'<details class="more"><summary>{len(rows) - OPEN_EVENTS} more events</summary>{rest}</details>'
+    return f'<ul class="events">{"".join(rows[:OPEN_EVENTS])}</ul>{more}'

@@ -1,0 +1,131 @@
+"""Search with a trained run: any modality, or several at once, against an exact memory-mapped index."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sensorium.data import media
+from sensorium.data.items import MODALITIES, Item, Modality
+from sensorium.engine.contract import Hit, Loaded
+from sensorium.errors import CheckpointError, ConfigError
+from sensorium.families.thinking.data import DataConfig, FeatureSource, collate, open_encoders, sources
+from sensorium.families.thinking.task import ThinkingTask
+from sensorium.parts.encoders import FrozenEncoder
+
+BATCH = 128  # rows embedded at once while the index is built
+DEFAULT_ANSWER: dict[Modality, Modality] = {"text": "image", "image": "text", "audio": "image"}
+
+
+class Searcher:
+    """A trained run with its encoders and its index. The index is built at the first search and kept in the run.
+
+    ``RUN/index/<digest of the weights>/`` holds ``<modality>.npy`` ``[items, D]`` (L2-normalised float32) and
+    ``index.json``; an index of other weights is refused.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        assert isinstance(loaded.task, ThinkingTask)
+        assert isinstance(loaded.config.data, DataConfig)
+        self.loaded, self.task, self.data = loaded, loaded.task, loaded.config.data
+
+    @cached_property
+    def encoders(self) -> dict[Modality, FrozenEncoder]:
+        """The encoders of the modalities that the run was trained with."""
+        used = self.data.model_copy(
+            update={f"{m}_encoder": None for m in MODALITIES if m not in self.task.modalities},
+        )
+        return open_encoders(used)
+
+    def encode(self, query: Mapping[str, str]) -> np.ndarray:
+        """``[D]`` L2-normalised read-out of one query, joint when it has several modalities."""
+        unknown = [name for name in query if name not in self.encoders]
+        if unknown or not query:
+            asked = f"cannot ask with {', '.join(unknown)}" if unknown else "an empty query"
+            raise ConfigError(f"{self.loaded.run}: {asked}; this run knows {', '.join(self.encoders)}")
+        example: dict[str, Any] = {"group": 0}
+        for modality in self.encoders:
+            if modality in query:
+                encoder = self.encoders[modality]
+                example[modality] = encoder.encode([encoder.prepare(_decode(modality, query[modality], self.data))])[0]
+        with torch.inference_mode():
+            batch = collate([example], self.encoders)
+            joint = self.task.embed_joint(batch, tuple(m for m in MODALITIES if m in query))
+        embedding: np.ndarray = joint[0].float().numpy()
+        return embedding
+
+    def search(self, query: Mapping[str, str], among: str | None = None, k: int = 5) -> list[Hit]:
+        """The ``k`` best items of modality ``among`` (default: pictures; for a picture, texts), best first."""
+        embedding = self.encode(query)
+        asked: Modality = next(m for m in MODALITIES if m in query)
+        modality = among or DEFAULT_ANSWER[asked]
+        if modality not in self.encoders:
+            raise ConfigError(f"{self.loaded.run}: cannot search among {modality}; it knows {', '.join(self.encoders)}")
+        content = self.index
+        matrix = np.load(self._folder / f"{modality}.npy", mmap_mode="r")
+        scores = matrix @ embedding
+        best = np.argsort(-scores, kind="stable")[:k]
+        return [Hit(float(scores[i]), **content["items"][content["rows"][modality][i]]) for i in best]
+
+    @property
+    def _folder(self) -> Path:
+        return self.loaded.run / "index" / self.loaded.digest[:16]
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """The index's table of items; built from the run's whole data set when it is not there yet."""
+        path = self._folder / "index.json"
+        if not path.exists():
+            self.build_index()
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content["digest"] != self.loaded.digest:
+            raise CheckpointError(f"{path}: an index of other weights; delete {self._folder} to build it anew")
+        return content
+
+    def build_index(self) -> None:
+        """Embed every distinct text, picture and recording of the run's data set; appears by one rename."""
+        found = sources(self.loaded.config, lambda _: None)
+        splits = [split for split in (found.train, found.val, found.test) if isinstance(split, FeatureSource)]
+        items = [item for split in splits for item in split.items]
+        temporary = self._folder.with_name(f".{self._folder.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        rows: dict[str, list[int]] = {}
+        for modality in found.train.features if isinstance(found.train, FeatureSource) else {}:
+            parts, rows[modality], before = [], [], 0
+            for split in splits:
+                distinct = split.distinct(modality)
+                rows[modality] += (distinct + before).tolist()
+                parts += [self._embed(split, modality, distinct[i : i + BATCH]) for i in range(0, len(distinct), BATCH)]
+                before += len(split)
+            np.save(temporary / f"{modality}.npy", torch.cat(parts).numpy())
+        content = {"digest": self.loaded.digest, "rows": rows, "items": [_describe(item) for item in items]}
+        (temporary / "index.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        shutil.rmtree(self._folder, ignore_errors=True)
+        temporary.rename(self._folder)
+
+    def _embed(self, split: FeatureSource, modality: Modality, rows: Sequence[int] | np.ndarray) -> Tensor:
+        with torch.inference_mode():
+            batch = split.collate([split.example(int(row), 0) for row in rows])
+            return self.task.embed(batch)[modality].float()
+
+
+def _describe(item: Item) -> dict[str, str | None]:
+    files = {name: str(path.resolve()) if path else None for name, path in (("image", item.image), ("audio", item.audio))}
+    return {"id": item.id, "text": item.text, **files}
+
+
+def _decode(modality: Modality, value: str, data: DataConfig) -> Any:
+    if modality == "text":
+        return value
+    if modality == "image":
+        return media.load_image(Path(value))
+    return media.load_audio(Path(value), max_seconds=data.audio_max_seconds)

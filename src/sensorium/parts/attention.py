@@ -1,0 +1,189 @@
+"""Pre-norm attention blocks over scaled dot-product attention, with key masks that can never give NaN.
+
+Legend: R rows, M queries (slots) of a row, N keys (tokens) of a row, D width, H heads, d = D / H.
+
+Keys and values are computed once (``CrossAttention.keys``) and may then be used by several passes and several steps:
+tokens do not change while a memory thinks about them, so projecting them again would be waste.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Projected tokens of some rows: ``k``, ``v`` ``[R, H, N, d]`` and ``mask`` ``[R, N]`` bool (True = may be seen)."""
+
+    k: Tensor
+    v: Tensor
+    mask: Tensor
+
+    def take(self, rows: Tensor | None, keep: Tensor) -> Keys:
+        """The keys of the given rows (``[R']`` int64; None: all, in order), seen only where ``keep`` ``[R']`` is True."""
+        k, v, mask = self.k, self.v, self.mask
+        if rows is not None:
+            k, v, mask = k.index_select(0, rows), v.index_select(0, rows), mask.index_select(0, rows)
+        return Keys(k, v, mask & keep[:, None])
+
+
+def join(parts: Sequence[Keys]) -> Keys:
+    """Put the keys of the same rows side by side."""
+    if len(parts) == 1:
+        return parts[0]
+    return Keys(
+        torch.cat([part.k for part in parts], dim=2),
+        torch.cat([part.v for part in parts], dim=2),
+        torch.cat([part.mask for part in parts], dim=1),
+    )
+
+
+def split_heads(x_RND: Tensor, heads: int) -> Tensor:
+    """``[R, N, D] -> [R, H, N, d]``."""
+    return x_RND.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attend(q_RHMd: Tensor, keys: Keys, competition: bool = False) -> Tensor:
+    """Attention ``[R, H, M, d] -> [R, M, D]``. A row all of whose keys are masked gets exact zeros, never NaN.
+
+    ``competition``: softmax over the queries instead of the keys, then a weighted mean over the keys, as in Slot
+    Attention (Locatello et al. 2020, arXiv 2006.15055).
+    """
+    alive_R = keys.mask.any(dim=-1)
+    # A row without any key would be 0/0 in softmax; it sees its (meaningless) keys and is then set to zero.
+    mask_RN = keys.mask | ~alive_R[:, None]
+    if competition:
+        found = _compete(q_RHMd, keys, mask_RN)
+    else:
+        found = functional.scaled_dot_product_attention(q_RHMd, keys.k, keys.v, attn_mask=mask_RN[:, None, None, :])
+    found = found.transpose(1, 2).flatten(2)
+    return found.masked_fill(~alive_R[:, None, None], 0.0)
+
+
+def _compete(q_RHMd: Tensor, keys: Keys, mask_RN: Tensor) -> Tensor:
+    logits = (q_RHMd @ keys.k.transpose(-1, -2)).float() * q_RHMd.shape[-1] ** -0.5
+    shares = logits.softmax(dim=-2) * mask_RN[:, None, None, :]
+    weights = shares / shares.sum(dim=-1, keepdim=True).clamp_min(1e-6)
+    return weights.to(keys.v.dtype) @ keys.v
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from queries to keys, a LayerNorm on both sides; gives the update, without residual.
+
+    Under a softmax over keys the key half of the bias of ``to_keys`` shifts all scores of a query alike and has no
+    effect; one fused projection with one bias is kept all the same, as in most published blocks.
+    """
+
+    def __init__(self, width: int, heads: int, competition: bool = False) -> None:
+        super().__init__()
+        self.heads, self.competition = heads, competition
+        self.query_norm = nn.LayerNorm(width)
+        self.key_norm = nn.LayerNorm(width)
+        self.to_queries = nn.Linear(width, width)
+        self.to_keys = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def keys(self, x_RND: Tensor, mask_RN: Tensor) -> Keys:
+        """Project tokens ``[R, N, D]``, to be used by any number of calls."""
+        k, v = self.to_keys(self.key_norm(x_RND)).chunk(2, dim=-1)
+        return Keys(split_heads(k, self.heads), split_heads(v, self.heads), mask_RN)
+
+    def forward(self, z_RMD: Tensor, groups: Sequence[Keys]) -> Tensor:
+        """``z`` ``[R, M, D]``, or ``[1, M, D]`` where all rows ask the same; ``groups``: keys of consecutive rows.
+
+        The groups' rows sum to R. Rows with few keys and rows with many thus share every matrix product without
+        any padding of one to the length of the other.
+        """
+        q = split_heads(self.to_queries(self.query_norm(z_RMD)), self.heads)
+        counts = [len(keys.mask) for keys in groups]
+        parts = q.expand(sum(counts), -1, -1, -1).split(counts)
+        found = [attend(part, keys, self.competition) for part, keys in zip(parts, groups, strict=True)]
+        return self.out(found[0] if len(found) == 1 else torch.cat(found))
+
+
+class SelfAttention(nn.Module):
+    """Pre-norm multi-head self-attention without mask; gives the update, without residual."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.to_all = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, z_RMD: Tensor) -> Tensor:
+        q, k, v = (split_heads(part, self.heads) for part in self.to_all(self.norm(z_RMD)).chunk(3, dim=-1))
+        return self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Sequential):
+    """Pre-norm MLP: LayerNorm, Linear to ``expansion`` times the width, GELU, Linear back; without residual."""
+
+    def __init__(self, width: int, expansion: int) -> None:
+        super().__init__(
+            nn.LayerNorm(width),
+            nn.Linear(width, expansion * width),
+            nn.GELU(),
+            nn.Linear(expansion * width, width),
+        )
+
+
+class Scale(nn.Module):
+    """LayerScale (Touvron et al. 2021, arXiv 2103.17239): a learned factor for each channel of an update."""
+
+    def __init__(self, width: int, initial: float) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+class Block(nn.Module):
+    """Transformer block, pre-norm: self-attention, then an MLP of four times the width.
+
+    ``layer_scale``: initial LayerScale of both updates; None builds none.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0, layer_scale: float | None = None) -> None:
+        super().__init__()
+        self.attention = SelfAttention(width, heads)
+        self.mlp = Mlp(width, 4)
+        self.dropout = nn.Dropout(dropout)
+        scales = (nn.Identity() if layer_scale is None else Scale(width, layer_scale) for _ in range(2))
+        self.attention_scale, self.mlp_scale = scales
+
+    def forward(self, z_RMD: Tensor) -> Tensor:
+        z = z_RMD + self.attention_scale(self.dropout(self.attention(z_RMD)))
+        return z + self.mlp_scale(self.dropout(self.mlp(z)))
+
+
+class Pool(nn.Module):
+    """Attention pooling: LayerNorm, one learned query over the rows' vectors, Linear. ``[R, M, D] -> [R, D]``."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Parameter(torch.empty(width))
+        self.to_keys = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        nn.init.normal_(self.query)
+
+    def forward(self, z_RMD: Tensor) -> Tensor:
+        k, v = (split_heads(part, self.heads) for part in self.to_keys(self.norm(z_RMD)).chunk(2, dim=-1))
+        q = self.query.to(k.dtype).view(1, self.heads, 1, -1).expand(len(k), -1, -1, -1)
+        return self.out(functional.scaled_dot_product_attention(q, k, v).flatten(1))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Xavier for every Linear, zero biases. Call it on modules that are trained, never on a pretrained encoder."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,73 @@
+"""A model's name on the Hugging Face hub -> its files on this machine, or one clear line, quickly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from sensorium.errors import ConfigError
+
+_SECONDS = 5.0  # for the first answer; the library's own retries take most of a minute
+_SMALL_FILES = ["*.json", "*.txt", "*.model"]
+_WEIGHTS = (["*.safetensors"], ["pytorch_model*.bin"])  # the second only where the first does not exist
+
+
+def hub_folder(name: str, kind: str) -> Path:
+    """The folder with configuration, tokenizer and weights of ``name``, downloaded when it is not there yet.
+
+    ``kind``: "text", "vision" or "audio", for the message. ``HF_HUB_OFFLINE``, ``HF_HOME`` and ``HF_ENDPOINT`` are
+    respected. Raises ConfigError naming the encoder, what failed and the ways out.
+    """
+    try:
+        for weights in _WEIGHTS:
+            folder = _local(name, weights)
+            if folder is not None:
+                return folder
+        if constants.HF_HUB_OFFLINE:
+            raise ConfigError(_line(name, kind, "HF_HUB_OFFLINE forbids to fetch it"))
+        for weights in _WEIGHTS:
+            folder = Path(_snapshot(name, weights, only_local=False))
+            if _complete(folder, weights):
+                return folder
+    except HFValidationError as error:
+        raise ConfigError(_line(name, kind, "this is no possible hub name")) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ConfigError(_line(name, kind, _reason(error))) from error
+    raise ConfigError(_line(name, kind, "the hub has no config.json with safetensors or pytorch_model.bin for it"))
+
+
+def _local(name: str, weights: list[str]) -> Path | None:
+    try:
+        folder = Path(_snapshot(name, weights, only_local=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if _complete(folder, weights) else None
+
+
+def _snapshot(name: str, weights: list[str], only_local: bool) -> str:
+    return snapshot_download(
+        name,
+        allow_patterns=_SMALL_FILES + weights,
+        ignore_patterns=["*/*"],  # other formats and sub-models lie in sub-folders
+        local_files_only=only_local,
+        etag_timeout=_SECONDS,
+    )
+
+
+def _complete(folder: Path, weights: list[str]) -> bool:
+    return (folder / "config.json").is_file() and any(any(folder.glob(pattern)) for pattern in weights)
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__ or error
+    lines = str(cause).strip().splitlines()
+    return f"{constants.ENDPOINT} answers: {lines[0]}" if lines else f"{constants.ENDPOINT}: {type(cause).__name__}"
+
+
+def _line(name: str, kind: str, reason: str) -> str:
+    return (
+        f"{kind} encoder {name!r} is neither a folder nor in the local cache, and cannot be fetched ({reason}). "
+        f"Give a local Hugging Face folder, or `random:{kind}` to try things out; `sensorium demo` needs no hub."
+    )
