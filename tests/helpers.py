@@ -117,9 +117,5 @@ def toy_config(overrides: Mapping[str, Any] | None = None, family: Family = TOY)
     return settings.resolve(family, "tiny", overrides or {})
 
 
-def quiet(_: str) -> None:
-    """A ``say`` that says nothing."""
-
-
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]

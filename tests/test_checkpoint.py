@@ -17,7 +17,7 @@ from sensorium.errors import CheckpointError
 def save(run: Path, step: int) -> Path:
     weights = {"w": torch.arange(6.0).reshape(2, 3) + step, "b": torch.tensor(step, dtype=torch.bfloat16)}
     content = checkpoint.Content(weights, {"w/exp_avg": torch.ones(2, 3)}, {"step": step, "best": None})
-    return checkpoint.save(run, ("toy", step, "digest"), content)
+    return checkpoint.save(run, "toy", step, content)
 
 
 def newest_step(run: Path) -> tuple[int | None, list[str]]:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import TOY, quiet, toy_config
+from helpers import TOY, toy_config
 from test_resume import assert_equal_runs
 
 from sensorium.engine import checkpoint, loop, rundir
@@ -22,9 +22,10 @@ CHILD = textwrap.dedent(
     import sys, time
     from pathlib import Path
     sys.path.insert(0, sys.argv[1])
-    from helpers import TOY, quiet, toy_config
+    from helpers import TOY, toy_config
     from sensorium.engine import loop
-    loop.train(TOY, toy_config({"train": {"steps": 400}, "checkpoint": {"every_steps": 5}}), Path(sys.argv[2]), say=quiet)
+    config = toy_config({"train": {"steps": 400}, "checkpoint": {"every_steps": 5}})
+    loop.train(TOY, config, Path(sys.argv[2]), quiet=True)
     """
 )
 CONFIG = {"train": {"steps": 400}, "checkpoint": {"every_steps": 5}}
@@ -38,8 +39,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
             time.sleep(0.01)
         child.send_signal(signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
-    loop.train(TOY, toy_config(CONFIG), part, resume=True, say=quiet)
-    loop.train(TOY, toy_config(CONFIG), tmp_path / "whole", say=quiet)
+    loop.train(TOY, toy_config(CONFIG), part, resume=True, quiet=True)
+    loop.train(TOY, toy_config(CONFIG), tmp_path / "whole", quiet=True)
     assert_equal_runs(tmp_path / "whole", part)
 
 
@@ -54,8 +55,8 @@ def test_killed_at_every_file_operation_of_a_save(tmp_path: Path) -> None:
         run, fatal, calls = Path(sys.argv[1]), int(sys.argv[2]), 0
         def content(step):
             return checkpoint.Content({"w": torch.full((4,), float(step))}, {"w/exp": torch.ones(4)}, {"step": step})
-        checkpoint.save(run, ("toy", 1, "-"), content(1))
-        checkpoint.save(run, ("toy", 2, "-"), content(2))
+        checkpoint.save(run, "toy", 1, content(1))
+        checkpoint.save(run, "toy", 2, content(2))
         def deadly(function):
             def wrapped(*arguments):
                 global calls
@@ -65,7 +66,7 @@ def test_killed_at_every_file_operation_of_a_save(tmp_path: Path) -> None:
                 return function(*arguments)
             return wrapped
         os.fsync, os.rename, os.replace = deadly(os.fsync), deadly(os.rename), deadly(os.replace)
-        checkpoint.save(run, ("toy", 3, "-"), content(3))
+        checkpoint.save(run, "toy", 3, content(3))
         checkpoint.prune(run, 2, None)
         print(calls)
         """
@@ -79,21 +80,21 @@ def test_killed_at_every_file_operation_of_a_save(tmp_path: Path) -> None:
         run = tmp_path / str(fatal)
         done = subprocess.run([sys.executable, "-c", program, str(run), str(fatal)], check=False)
         assert done.returncode == -signal.SIGKILL
-        path, content = next(checkpoint.newest(run, "toy"))
+        _, content = next(checkpoint.newest(run, "toy"))
         assert not isinstance(content, str)
         step = content.state["step"]
         assert step in (2, 3)
         assert content.weights["w"].tolist() == [float(step)] * 4
-        checkpoint.save(run, ("toy", 4, "-"), content)
+        checkpoint.save(run, "toy", 4, content)
         assert not list((run / "checkpoints").glob(".*"))
 
 
 def test_a_run_in_use_is_refused(tmp_path: Path) -> None:
     with rundir.locked(tmp_path / "run"), pytest.raises(CheckpointError, match=f"in use by process {os.getpid()}"):
-        loop.train(TOY, toy_config(), tmp_path / "run", say=quiet)
+        loop.train(TOY, toy_config(), tmp_path / "run", quiet=True)
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
-    loop.train(TOY, toy_config(), tmp_path / "run", say=quiet)
+    loop.train(TOY, toy_config(), tmp_path / "run", quiet=True)
     with pytest.raises(ConfigError, match="already holds a run"):
-        loop.train(TOY, toy_config(), tmp_path / "run", say=quiet)
+        loop.train(TOY, toy_config(), tmp_path / "run", quiet=True)

@@ -68,8 +68,11 @@ def test_page_holds_every_chapter(finished: Path) -> None:
     ]
     links = [a["href"] for a in page.all("a")]
     assert links == [f"#{a['id']}" for a in page.all("section") if "id" in a]
-    for text in ("thinking", "demo", "twemoji: 1,874 concepts", "171.8", "11,815,684", "34,360,512 frozen", "2.13 GB",
-                 "2 min 56 s", "optim.lr", "resumed after step 320", "espeak-ng", "linear_heads"):  # fmt: skip
+    for text in (
+        "thinking", "demo", "twemoji: 1,874 concepts", "171.8", "20 times chance (8.42)", "34.4 M frozen", "2.13 GB",
+        "11.8 M", "2 min 56 s", "2025-11-21 05:40 UTC", "optim.lr", "resumed after step 320", "espeak-ng",
+        "linear heads",
+    ):  # fmt: skip
         assert text in page.words, text
 
 

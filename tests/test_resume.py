@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import TOY, TOY_TWO_STAGES, lines, quiet, toy_config
+from helpers import TOY, TOY_TWO_STAGES, lines, toy_config
 from safetensors.torch import load_file
 
 from sensorium.engine import checkpoint, loop
@@ -21,7 +21,7 @@ EACH_STEP = {"checkpoint": {"every_steps": 1, "keep": 50}}
 
 
 def run(folder: Path, config: RunConfig, family: Family = TOY, *, resume: bool = False) -> None:
-    loop.train(family, config, folder, resume=resume, say=quiet)
+    loop.train(family, config, folder, resume=resume, quiet=True)
 
 
 def cut(whole: Path, target: Path, step: int) -> None:

@@ -24,7 +24,9 @@ app = typer.Typer(
 )
 app.add_typer(cli_data.app, name="data")
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Settings, see docs/config.md.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Settings, see docs/config.md.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
@@ -36,7 +38,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     del version
 
@@ -74,7 +78,7 @@ def train(
     name = preset or stated or next(iter(chosen.presets))
     layers.append(configuration.parse_overrides(overrides or []))
     resolved = settings.resolve(chosen, name, *layers, origin=str(config or "configuration"))
-    loop.train(chosen, resolved, run or Path("runs") / f"{family}-{name}", say=typer.echo)
+    loop.train(chosen, resolved, run or Path("runs") / f"{family}-{name}")
 
 
 @app.command(epilog="Example: sensorium resume runs/first train.steps=100")
@@ -88,7 +92,7 @@ def resume(run: RunFolder, overrides: Overrides = None) -> None:
     layers = (configuration.dump(stored), configuration.parse_overrides(overrides or []))
     wanted = settings.resolve(chosen, stored.preset, *layers)
     configuration.check_resume(stored, wanted)
-    loop.train(chosen, wanted, run, resume=True, say=typer.echo)
+    loop.train(chosen, wanted, run, resume=True)
 
 
 @app.command(epilog="Example: sensorium evaluate runs/first --split test --checkpoint best")
@@ -102,7 +106,7 @@ def evaluate(
     from sensorium.engine.report import write_report
     from sensorium.engine.tables import print_evaluation
 
-    print_evaluation(evaluate_run(_family_of(run), run, split, checkpoint, typer.echo))
+    print_evaluation(evaluate_run(_family_of(run), run, split, checkpoint))
     typer.echo(f"Report: {write_report(run)}")
 
 

@@ -53,11 +53,11 @@ def run_demo(data: str, languages: Sequence[str], run: Path, seed: int, override
     results: dict[str, Evaluation] = {}
     with _timed(seconds, "encode, train and evaluate the model"):
         full = settings.resolve(family, "small", *layers)
-        results["thinking"] = _test_of(loop.train(family, full, run, say=typer.echo), run)
+        results["thinking"] = _test_of(loop.train(family, full, run), run)
     with _timed(seconds, "train and evaluate linear heads on the same features"):
         heads = run / "linear_heads"
         probe = settings.resolve(family, "probe", *layers)
-        results["linear heads"] = _test_of(loop.train(family, probe, heads, say=_quiet), heads)
+        results["linear heads"] = _test_of(loop.train(family, probe, heads, quiet=True), heads)
         shutil.copyfile(heads / FOLDER / "test.json", run / FOLDER / "linear_heads.json")
     print_evaluation(results["thinking"])
     console_table(_comparison(results))
@@ -87,10 +87,6 @@ def data_settings(data: str, languages: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _quiet(_: str) -> None:
-    """The baseline trains without a word: its numbers are in the table."""
-
-
 def _test_of(result: Evaluation | None, run: Path) -> Evaluation:
     if result is None:
         raise ConfigError(f"{run}: was not evaluated; leave evaluate.test on")
@@ -105,7 +101,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def _comparison(results: Mapping[str, Evaluation]) -> Table:
-    names = [name for name in next(iter(results.values())).metrics if name.endswith("_R@10")]
+    names = [name for name in next(iter(results.values())).metrics if name.endswith("/R@10")]
     names = [name for name in names if not name.startswith("chance/")]
     rows: list[tuple[str | float, ...]] = [
         (model, *(result.metrics[name] for name in names), result.metrics["r_sum"]) for model, result in results.items()
@@ -113,7 +109,9 @@ def _comparison(results: Mapping[str, Evaluation]) -> Table:
     chance = next(iter(results.values())).metrics
     rows.append(("chance", *(chance[f"chance/{name}"] for name in names), chance["chance/r_sum"]))
     note = "Held-out concepts: no picture, word or sound of theirs was trained on."
-    return Table("Beside linear heads and chance", ("model", *(n.replace("_", " ") for n in names), "R-Sum"), tuple(rows), note)
+    return Table(
+        "Beside linear heads and chance", ("model", *(n.replace("/", " ") for n in names), "R-Sum"), tuple(rows), note
+    )
 
 
 def console_table(table: Table) -> None:

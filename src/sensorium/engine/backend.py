@@ -5,10 +5,11 @@ Accelerate is used for ``prepare(task, optimizer)`` and nothing else: no loader,
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -128,6 +129,19 @@ class Backend:
     def read_state(self, state: dict[str, float]) -> None:
         if self._accelerator.scaler is not None and state:
             self._accelerator.scaler.load_state_dict(state)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the process group; an interpreter that ends with DDP alive can abort in its last moment."""
+        if self.world == 1:
+            return
+        self._model = self._optimizer = None
+        self._accelerator.free_memory()
+        gc.collect()
+        torch.distributed.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
 
     def peak_memory(self) -> int | None:
         """Largest number of bytes allocated on the GPU so far; None on a CPU."""

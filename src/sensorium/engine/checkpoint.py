@@ -59,6 +59,7 @@ class Content:
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    frozen: str = ""  # digest of the weights that are not stored
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -75,9 +76,8 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def save(run: Path, manifest: tuple[str, int, str], content: Content) -> Path:
-    """Write a checkpoint; ``manifest`` is (family, step, digest of the frozen weights). Returns its folder."""
-    family, step, frozen = manifest
+def save(run: Path, family: str, step: int, content: Content) -> Path:
+    """Write the checkpoint of ``step`` and return its folder."""
     target = folder_of(run, step)
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(run)
@@ -92,7 +92,7 @@ def save(run: Path, manifest: tuple[str, int, str], content: Content) -> Path:
             os.fsync(file.fileno())
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         files[name] = File(size=(temporary / name).stat().st_size, sha256=sha256)
-    record = Manifest(format=FORMAT, family=family, step=step, frozen=frozen, files=files)
+    record = Manifest(format=FORMAT, family=family, step=step, frozen=content.frozen, files=files)
     write_file(temporary / MANIFEST, record.model_dump_json(indent=1).encode())
     if target.exists():  # same step again, after a resume from an older checkpoint
         remove(target)
@@ -145,7 +145,7 @@ def load(folder: Path, family: str) -> Content:
                 raise CheckpointError(f"{folder}: {name} is damaged (its checksum differs)")
     try:
         state = json.loads((folder / STATE).read_text())
-        return Content(load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER), state)
+        return Content(load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER), state, manifest.frozen)
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{folder}: cannot be read ({error})") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from sensorium.engine.loader import Batches
 from sensorium.engine.order import evaluation_batches
 from sensorium.engine.results import Result, write_result
 from sensorium.engine.seeds import derive
-from sensorium.engine.session import choose_checkpoint, open_run
+from sensorium.engine.session import choose_checkpoint, mute, open_run
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import ConfigError, DataError
 
@@ -68,7 +68,7 @@ def evaluate(
     return result
 
 
-def evaluate_run(family: Family, folder: Path, split: str, which: str, say: Callable[[str], None]) -> Evaluation:
+def evaluate_run(family: Family, folder: Path, split: str, which: str, *, quiet: bool = False) -> Evaluation:
     """Evaluate a checkpoint of a run on one split and write ``evaluation/<split>.json``.
 
     Raises ConfigError for a split that the data do not have, CheckpointError for a checkpoint that is not there.
@@ -76,16 +76,16 @@ def evaluate_run(family: Family, folder: Path, split: str, which: str, say: Call
     path = choose_checkpoint(folder, family.name, which)
     loaded = open_run(family, folder, path.name)
     config = loaded.config
-    backend = Backend(config.train)
-    found = family.sources(config, say if backend.is_main else lambda _: None)
-    splits = {"train": found.train, "val": found.val, "test": found.test}
-    source = splits.get(split)
-    if source is None:
-        there = ", ".join(name for name, part in splits.items() if part is not None)
-        raise ConfigError(f"{folder}: the data have no split {split!r}; there are: {there}")
-    task = loaded.task.to(backend.device)
-    result = evaluate(task, source, family.evaluator(config), config, backend, final=True)
-    if backend.is_main:
-        step = int(path.name.removeprefix("step_"))
-        write_result(folder, Result(split, result, split, step, path.name))
-    return result
+    with Backend(config.train) as backend:
+        found = family.sources(config, print if backend.is_main and not quiet else mute)
+        splits = {"train": found.train, "val": found.val, "test": found.test}
+        source = splits.get(split)
+        if source is None:
+            there = ", ".join(name for name, part in splits.items() if part is not None)
+            raise ConfigError(f"{folder}: the data have no split {split!r}; there are: {there}")
+        task = loaded.task.to(backend.device)
+        result = evaluate(task, source, family.evaluator(config), config, backend, final=True)
+        if backend.is_main:
+            step = int(path.name.removeprefix("step_"))
+            write_result(folder, Result(split, result, split, step, path.name))
+        return result

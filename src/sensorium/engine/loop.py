@@ -25,12 +25,14 @@ from sensorium.engine.results import Result, write_result
 from sensorium.engine.schedule import learning_rate
 from sensorium.engine.seeds import reseed
 from sensorium.engine.session import (
+    Mute,
     Progress,
     Run,
     Say,
     build_task,
     frozen_digest,
     load_weights,
+    mute,
     restore,
     stop_on_signal,
     summary,
@@ -43,7 +45,7 @@ from sensorium.errors import ConfigError, RunError
 
 
 def train(
-    family: Family, config: RunConfig, folder: Path, *, resume: bool = False, say: Say = print
+    family: Family, config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = False
 ) -> Evaluation | None:
     """Train, or continue, the run in ``folder``; returns the evaluation of the best checkpoint on the test split.
 
@@ -53,17 +55,18 @@ def train(
         raise ConfigError(
             f"train.micro_batches must be 1 for family {family.name!r}: the mean over micro-batches is not its loss"
         )
-    backend = Backend(config.train)
-    if not backend.is_main:
-        return _train(family, config, folder, backend, lambda _: None)
-    with rundir.locked(folder):
-        if not resume:
-            rundir.create(folder, config)
-        return _train(family, config, folder, backend, say)
+    with Backend(config.train) as backend:
+        if not backend.is_main:
+            return _train(family, config, folder, backend, quiet=True)
+        with rundir.locked(folder):
+            if not resume:
+                rundir.create(folder, config)
+            return _train(family, config, folder, backend, quiet=quiet)
 
 
-def _train(family: Family, config: RunConfig, folder: Path, backend: Backend, say: Say) -> Evaluation | None:
+def _train(family: Family, config: RunConfig, folder: Path, backend: Backend, *, quiet: bool) -> Evaluation | None:
     begun = time.monotonic()
+    say: Say = mute if quiet else print
     say(f"Device: {backend.describe()}")
     sources = family.sources(config, say)
     task, _ = build_task(family, config, sources, folder, backend)
@@ -77,8 +80,8 @@ def _train(family: Family, config: RunConfig, folder: Path, backend: Backend, sa
         say(f"All {progress.step} steps are done; train.steps or train.epochs makes the run longer.")
         return None
     timings = {"data": time.monotonic() - begun}
-    tracker = Tracker(folder, config.track, total, progress.step, quiet=not backend.is_main)
-    with tracker, stop_on_signal() as stop:
+    writer = Tracker(folder, config.track, total, progress.step, quiet=quiet) if backend.is_main else Mute()
+    with writer as tracker, stop_on_signal() as stop:
         order = Order(length, config.seed, sources.train.groups)
         share = Share(batch_size, config.train.micro_batches, backend.world)
         clock = Clock(length, batch_size, total)
@@ -185,8 +188,9 @@ def _after_step(
         progress.optimizer = optim.export_state(optimizer, chosen)
         progress.scaler = run.backend.write_state()
         if run.backend.is_main:
-            content = checkpoint.Content(weights_of(run.task, run.parameters), progress.optimizer, progress.dump())
-            checkpoint.save(run.folder, (run.family.name, step, run.frozen), content)
+            weights = weights_of(run.task, run.parameters)
+            content = checkpoint.Content(weights, progress.optimizer, progress.dump(), run.frozen)
+            checkpoint.save(run.folder, run.family.name, step, content)
             best = None if progress.best is None else int(progress.best["step"])
             checkpoint.prune(run.folder, config.checkpoint.keep, best)
         run.backend.barrier()
@@ -219,7 +223,7 @@ def _finish(run: Run, timings: dict[str, float], say: Say) -> Evaluation | None:
     begun = time.monotonic()
     step = int(run.progress.best["step"]) if run.progress.best else run.progress.step
     content = checkpoint.load(checkpoint.folder_of(run.folder, step), run.family.name)
-    load_weights(run.task, run.parameters, content.weights, run.folder)
+    load_weights(run.task, run.parameters, content, run.folder)
     run.task.to(run.backend.device)
     result = None
     if run.sources.test is not None and run.config.evaluate.test:
@@ -232,4 +236,5 @@ def _finish(run: Run, timings: dict[str, float], say: Say) -> Evaluation | None:
             write_result(run.folder, Result("test", result, "test", step, name))
         rundir.write_json(run.folder / "summary.json", summary(run, timings))
         say(f"Report: {write_report(run.folder)}")
+    run.backend.barrier()  # no process leaves while another still works
     return result

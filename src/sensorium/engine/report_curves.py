@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import accumulate
 
 from sensorium.engine.report_data import Curve, shown_number
 
@@ -56,16 +57,15 @@ class _Frame:
 
 
 def smooth(points: Curve) -> tuple[Curve, int]:
-    """Exponential running mean without start bias over the finite values, and how many points it reaches over."""
-    reach = max(1, len(points) // 40)
-    keep = 1 - 1 / reach
-    total = weight = 0.0
+    """Centred running mean of the finite values, and how many of them each mean is over."""
+    finite = [point for point in points if math.isfinite(point[1])]
+    half = len(finite) // 80
+    sums = [0.0, *accumulate(value for _, value in finite)]
     result = []
-    for step, value in points:
-        if math.isfinite(value):
-            total, weight = keep * total + value, keep * weight + 1
-            result.append((step, total / weight))
-    return result, reach
+    for i, (step, _) in enumerate(finite):
+        start, stop = max(0, i - half), min(len(finite), i + half + 1)
+        result.append((step, (sums[stop] - sums[start]) / (stop - start)))
+    return result, 2 * half + 1
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
@@ -170,10 +170,12 @@ def _inside(y: float) -> float:
 
 def _axes(frame: _Frame) -> str:
     parts = []
-    for value in ticks(frame.low, frame.high, 5):
+    values = ticks(frame.low, frame.high, 5)
+    tiny = max(map(abs, values), default=1.0) < 0.01
+    for value in values:
         y = frame.y(value)
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_tick(value)}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_tick(value, tiny)}</text>')
     for step in ticks(frame.first, frame.last, 5):
         if step == int(step):
             x = frame.x(step)
@@ -183,18 +185,19 @@ def _axes(frame: _Frame) -> str:
     return "".join(parts)
 
 
-def _tick(value: float) -> str:
+def _tick(value: float, tiny: bool) -> str:
     if value == 0:
         return "0"
-    if abs(value) >= 1e5 or abs(value) < 1e-3:
-        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e").replace(".0e", "e")
-    return f"{value:,.6g}" if abs(value) >= 1000 else f"{value:.4g}"
+    if tiny or abs(value) >= 1e5:
+        digits, power = f"{value:.2e}".split("e")
+        return f"{float(digits):g}e{int(power)}"
+    return f"{value:,.6g}"
 
 
 def _marks(marks: Iterable[tuple[int, str]], frame: _Frame) -> str:
     return "".join(
-        f'<line class="mark" x1="{frame.x(step):.1f}" x2="{frame.x(step):.1f}" y1="{TOP}" y2="{BOTTOM}"/>'
-        f'<text class="mark" x="{frame.x(step) + 4:.1f}" y="{TOP + 9}">{escape(word)}</text>'
+        f'<line class="stage" x1="{frame.x(step):.1f}" x2="{frame.x(step):.1f}" y1="{TOP}" y2="{BOTTOM}"/>'
+        f'<text class="stage" x="{frame.x(step) + 4:.1f}" y="{TOP + 9}">{escape(word)}</text>'
         for step, word in marks
         if frame.first <= step <= frame.last
     )

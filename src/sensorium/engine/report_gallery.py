@@ -30,7 +30,7 @@ def _gallery(result: Result, gallery: Gallery, media: Media) -> str:
     if rest:
         more = f'<details class="more"><summary>{len(rest)} more queries</summary>{"".join(rest)}</details>'
     note = f'<p class="note">{escape(gallery.note)}</p>' if gallery.note else ""
-    title = f"<h3>{escape(gallery.title)} <small>{escape(result.name)}{_tally(gallery)}</small></h3>"
+    title = f"<h3>{escape(gallery.title)} <small>{escape(result.title)}{_tally(gallery)}</small></h3>"
     return f'<section class="gallery">{title}{note}{"".join(first)}{more}</section>'
 
 

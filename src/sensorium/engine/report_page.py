@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
+import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 from sensorium.engine.contract import Table
-from sensorium.engine.report_curves import Chart, Line, draw, smooth
+from sensorium.engine.report_charts import curves_chapter
 from sensorium.engine.report_data import (
-    Curve,
     Event,
     RunData,
     best_of,
@@ -34,7 +35,6 @@ from sensorium.engine.report_media import Media
 from sensorium.engine.results import Result
 
 GLANCE_MEASURES = 3  # bar charts on top: the first measures that have a chance level
-OPEN_CHARTS = 6
 OPEN_EVENTS = 20
 
 
@@ -81,7 +81,7 @@ def _head(data: RunData, warnings: Sequence[str]) -> str:
         ("preset", data.config.get("preset")),
         ("data", data_set(data)),
         ("seed", data.config.get("seed")),
-        ("started", data.environment.get("started")),
+        ("started", _day(data.environment.get("started"))),
     ]
     chips = "".join(f"<li><span>{name}</span> {escape(_text(value))}</li>" for name, value in facts)
     box = ""
@@ -117,14 +117,19 @@ def _metric_tiles(data: RunData) -> list[tuple[str, str, str]]:
     if best is None:
         return [("best validation metric", "n/a", "no validation result")]
     chance = chance_of(data.results, best.metric)
-    beside = f"chance {shown_number(chance)}"
     at = "" if best.step is None else f" · step {best.step:,}"
-    tiles = [(f"best {best.metric}, validation", shown_number(best.value), beside + at)]
+    tiles = [(f"best {best.metric}, validation", shown_number(best.value), _beside(best.value, chance) + at)]
     for result in data.results:
         value = result.evaluation.metrics.get(best.metric)
         if result.split == "test" and value is not None:
-            tiles.append((f"{best.metric}, {result.name}", shown_number(value), beside))
+            tiles.append((f"{best.metric}, {result.title}", shown_number(value), _beside(value, chance)))
     return tiles[:4]
+
+
+def _beside(value: float, chance: float | None) -> str:
+    if chance and value >= 2 * chance > 0:
+        return f"{value / chance:,.0f} times chance ({shown_number(chance)})"
+    return f"chance {shown_number(chance)}"
 
 
 def _machine_tiles(data: RunData) -> list[tuple[str, str, str]]:
@@ -135,14 +140,28 @@ def _machine_tiles(data: RunData) -> list[tuple[str, str, str]]:
     if steps is None and data.train:
         steps = max(curve[-1][0] for curve in data.train.values())
     speed = f"{statistics.median(value for _, value in data.speed):,.0f} rows/s" if data.speed else "speed n/a"
-    frozen_text = "frozen n/a" if frozen is None else f"{int(frozen):,} frozen"
+    frozen_text = "frozen n/a" if frozen is None else f"{_count(frozen)} frozen"
     finished = speed if data.summary else f"{speed} · not finished"
     return [
         ("steps", "n/a" if steps is None else f"{int(steps):,}", finished),
-        ("trained parameters", "n/a" if trainable is None else f"{int(trainable):,}", frozen_text),
+        ("trained parameters", "n/a" if trainable is None else _count(trainable), frozen_text),
         ("time", shown_seconds(sum(seconds.values())) if seconds else "n/a", "all stages"),
         ("peak memory", "n/a" if memory is None else shown_bytes(memory), _text(data.environment.get("gpu") or "CPU")),
     ]
+
+
+def _count(value: float) -> str:
+    """``11.8 M``; the exact number stands in report.json."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def _day(value: Any) -> str | None:
+    """``2025-11-21 05:40`` of an ISO time; anything else as it is."""
+    iso = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d).*", str(value))
+    return f"{iso[1]} {iso[2]} UTC" if iso and str(value).endswith("+00:00") else value
 
 
 def _seconds(data: RunData) -> dict[str, float]:
@@ -179,10 +198,11 @@ def _glance(results: Sequence[Result]) -> str:
     for name in metric_names(results):
         if chance_of(results, name) is not None:
             by_measure.setdefault(parts_of(name)[1], []).append(name)
-    charts = [_bars(measure, names, results) for measure, names in list(by_measure.items())[:GLANCE_MEASURES]]
+    several = {measure: names for measure, names in by_measure.items() if len(names) > 1} or by_measure
+    charts = [_bars(measure, names, results) for measure, names in list(several.items())[:GLANCE_MEASURES]]
     if not charts:
         return ""
-    key = "".join(f'<li><i class="b{i % 8}"></i>{escape(r.name)}</li>' for i, r in enumerate(results))
+    key = "".join(f'<li><i class="b{i % 8}"></i>{escape(r.title)}</li>' for i, r in enumerate(results))
     return f'<div class="grid">{"".join(charts)}</div><ul class="legend">{key}<li><i class="tick"></i>chance</li></ul>'
 
 
@@ -190,7 +210,7 @@ def _bars(measure: str, names: Sequence[str], results: Sequence[Result]) -> str:
     """One measure: for each of its metrics a bar for each result, with a stroke where chance lies."""
     chances = {name: chance_of(results, name) or 0.0 for name in names}
     values = [r.evaluation.metrics[name] for name in names for r in results if name in r.evaluation.metrics]
-    top = max([*values, *chances.values(), 1e-12])
+    top = _round_up(max([*values, *chances.values(), 1e-12]))
     groups = []
     for name in names:
         at = min(max(100 * chances[name] / top, 0), 100)
@@ -205,13 +225,19 @@ def _bars(measure: str, names: Sequence[str], results: Sequence[Result]) -> str:
     return f'<figure class="bars"><figcaption><b>{escape(measure)}</b></figcaption><dl>{"".join(groups)}</dl></figure>'
 
 
+def _round_up(value: float) -> float:
+    """The next 1, 2 or 5 times a power of ten: bars of percentages end at 100, not at the best of them."""
+    size = 10.0 ** math.floor(math.log10(value))
+    return next(size * factor for factor in (1, 2, 5, 10) if value <= size * factor)
+
+
 def _own_tables(results: Sequence[Result]) -> str:
     """The tables of all results; those of the same title stand side by side."""
     titles = dict.fromkeys(table.title for result in results for table in result.evaluation.tables)
     blocks = []
     for title in titles:
         tables = [
-            _table(table, f"{title}: {result.name}")
+            _table(table, f"{title}: {result.title}")
             for result in results
             for table in result.evaluation.tables
             if table.title == title
@@ -261,50 +287,7 @@ def _all_metrics(results: Sequence[Result]) -> str:
 
 
 def _titled(result: Result) -> str:
-    return result.name if result.step is None else f"{result.name} (step {result.step})"
-
-
-def curves_chapter(data: RunData) -> str:
-    """Loss, validation metrics by measure, learning rate, gradient norm, speed; further logs unfold."""
-    drawn = [figure for figure in map(draw, _charts(data)) if figure]
-    if not drawn:
-        return ""
-    more = ""
-    if drawn[OPEN_CHARTS:]:
-        rest = f'<div class="grid">{"".join(drawn[OPEN_CHARTS:])}</div>'
-        more = f'<details class="more"><summary>{len(drawn) - OPEN_CHARTS} more curves</summary>{rest}</details>'
-    return f'<div class="grid">{"".join(drawn[:OPEN_CHARTS])}</div>{more}'
-
-
-def _charts(data: RunData) -> Iterable[Chart]:
-    marks = data.stages[1:] if len(data.stages) > 1 else ()
-    loss, reach = smooth(data.train.get("loss", []))
-    raw = Line("each step", data.train.get("loss", []), faint=True)
-    validation = Line("validation", data.val.get("loss", []), dots=True)
-    yield Chart("loss", (raw, Line("training", loss), validation), _mean_note(reach), marks)
-    for measure, lines in _by_measure(data.val).items():
-        if measure != "loss":
-            yield Chart(f"{measure}, validation", lines)
-    rates = tuple(Line(name.removeprefix("lr/"), curve) for name, curve in data.train.items() if name.startswith("lr/"))
-    yield Chart("learning rate", rates)
-    smoothed = {"gradient norm": data.train.get("grad_norm", []), "rows per second": data.speed}
-    others = {k: v for k, v in data.train.items() if k not in ("loss", "grad_norm") and not k.startswith("lr/")}
-    for name, curve in (smoothed | others).items():
-        mean, reach = smooth(curve)
-        yield Chart(name, (Line("each step", curve, faint=True), Line(name, mean)), _mean_note(reach), marks)
-
-
-def _mean_note(reach: int) -> str:
-    return f"Line: running mean over about {reach} steps; faint: each step." if reach > 1 else ""
-
-
-def _by_measure(val: Mapping[str, Curve]) -> dict[str, tuple[Line, ...]]:
-    """Validation metrics of the same measure share a chart; those that stand alone (sums) come first."""
-    groups: dict[str, tuple[Line, ...]] = {}
-    for name, curve in sorted(val.items(), key=lambda item: "/" in item[0]):
-        label, measure = parts_of(name)
-        groups[measure] = (*groups.get(measure, ()), Line(label or name, curve, dots=True))
-    return groups
+    return result.title if result.step is None else f"{result.title} (step {result.step})"
 
 
 def configuration_chapter(data: RunData) -> str:

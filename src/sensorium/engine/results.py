@@ -32,6 +32,11 @@ class Result:
     step: int | None = None
     checkpoint: str | None = None
 
+    @property
+    def title(self) -> str:
+        """The name as the page shows it."""
+        return self.name.replace("_", " ")
+
 
 def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
     """Plain values; numbers that are not finite become the words ``nan``, ``inf`` and ``-inf``."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -26,6 +26,32 @@ from sensorium.engine.tracking import Tracker
 from sensorium.errors import CheckpointError
 
 Say = Callable[[str], None]
+
+
+def mute(_: str) -> None:
+    """A ``Say`` that says nothing."""
+
+
+class Mute:
+    """The tracker of the processes that do not write."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        pass
+
+    def train(self, step: int, epoch: float, stage: str, values: Mapping[str, float], rows: int) -> None:
+        pass
+
+    def validation(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def event(self, step: int, text: str) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
 
 
 @dataclass
@@ -66,7 +92,7 @@ class Run:
     share: Share
     clock: Clock
     progress: Progress
-    tracker: Tracker
+    tracker: Tracker | Mute
     stop: list[int]  # signals received
 
 
@@ -103,10 +129,15 @@ def weights_of(task: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str
 
 
 def load_weights(
-    task: nn.Module, parameters: dict[str, nn.Parameter], weights: dict[str, Tensor], origin: Path
+    task: nn.Module, parameters: dict[str, nn.Parameter], content: checkpoint.Content, origin: Path
 ) -> None:
-    """Strict over everything ``weights_of`` names. Raises CheckpointError naming the first difference."""
-    expected = weights_of(task, parameters)
+    """Give ``task`` the weights of a checkpoint: strict over everything that ``weights_of`` names.
+
+    Raises CheckpointError naming the first difference, also when the frozen weights are not the same.
+    """
+    if content.frozen != frozen_digest(task, parameters):
+        raise CheckpointError(f"{origin}: the frozen weights are not those that this run was begun with")
+    expected, weights = weights_of(task, parameters), content.weights
     wrong = sorted(expected.keys() ^ weights.keys()) or [n for n in expected if expected[n].shape != weights[n].shape]
     if wrong:
         raise CheckpointError(f"{origin}: does not fit the model of this configuration, for example at {wrong[0]!r}")
@@ -121,9 +152,7 @@ def restore(
         if isinstance(content, str):
             say(content)
             continue
-        if checkpoint.check(path).frozen != frozen_digest(task, parameters):
-            raise CheckpointError(f"{path}: the frozen weights are not those that this run was begun with")
-        load_weights(task, parameters, content.weights, path)
+        load_weights(task, parameters, content, path)
         return Progress.load(content.state, content.optimizer, config.guard.max_skipped)
     return None
 
@@ -155,11 +184,12 @@ def open_run(family: Family, folder: Path, which: str = "best") -> Loaded:
     """A trained run, ready for use on the CPU, in evaluation mode. Raises CheckpointError."""
     config = read_config(family, folder)
     path = choose_checkpoint(folder, family.name, which)
+    reseed(config.seed, "weights")
     task = family.task(config, rundir.read_json(folder / "facts.json")["facts"])
     parameters = learnable(task)
-    weights = checkpoint.load(path, family.name).weights
-    load_weights(task, parameters, weights, path)
-    return Loaded(folder, config, task.eval(), checkpoint.digest_of(weights))
+    content = checkpoint.load(path, family.name)
+    load_weights(task, parameters, content, path)
+    return Loaded(folder, config, task.eval(), checkpoint.digest_of(content.weights))
 
 
 def summary(run: Run, timings: dict[str, float]) -> dict[str, Any]:

@@ -24,10 +24,14 @@ class DataConfig(Section):
     reader: str = Field("native", description="Format of the data set: a name that `sensorium data list` shows.")
     root: str | None = Field(None, description="Folder of the data set; null where the reader knows it.")
     options: dict[str, Any] = Field({}, description="The reader's own options.")
-    text_encoder: str | None = Field("intfloat/e5-small-v2", description="Hub name, local folder, `package:` or `random:`.")
+    text_encoder: str | None = Field(
+        "intfloat/e5-small-v2", description="Hub name, local folder, `package:` or `random:`."
+    )
     image_encoder: str | None = Field("openai/clip-vit-base-patch32", description="Likewise; null leaves pictures out.")
     audio_encoder: str | None = Field("openai/whisper-tiny", description="Likewise; null leaves sound out.")
-    text_prefix: str | None = Field(None, description="Put before every text; null takes what the encoder was trained with.")
+    text_prefix: str | None = Field(
+        None, description="Put before every text; null takes what the encoder was trained with."
+    )
     max_tokens: int = Field(64, ge=4, le=512, description="Longest text in tokens; longer ones are cut and counted.")
     audio_pool: int = Field(4, ge=1, le=64, description="Frames of sound averaged into one token.")
     audio_window_seconds: float = Field(30.0, ge=1, le=30, description="Window the sound encoder sees; 30 as trained.")
@@ -155,7 +159,9 @@ def sources(config: RunConfig, say: Callable[[str], None]) -> Sources:
     return Sources(splits["train"], splits["val"], splits["test"])
 
 
-def open_stores(data: DataConfig, encoders: Mapping[Modality, FrozenEncoder], items: Sequence[Item]) -> dict[Modality, Any]:
+def open_stores(
+    data: DataConfig, encoders: Mapping[Modality, FrozenEncoder], items: Sequence[Item]
+) -> dict[Modality, Any]:
     """A filled feature store for each modality, or live encoders where the cache is switched off."""
     root = Path(data.cache).expanduser() if data.cache else features.default_root()
     stores: dict[Modality, Any] = {}

@@ -56,8 +56,8 @@ class RetrievalEvaluator:
         metrics = {"loss": float(collected["loss"].mean())}
         for (query, gallery), result in results.items():
             name = direction(query, gallery)
-            metrics |= {f"{name}_R@{k}": result.recall[k] for k in KS}
-            metrics |= {f"chance/{name}_R@{k}": result.chance[k] for k in KS}
+            metrics |= {f"{name}/R@{k}": result.recall[k] for k in KS}
+            metrics |= {f"chance/{name}/R@{k}": result.chance[k] for k in KS}
         metrics["r_sum"] = _r_sum(results)
         metrics["chance/r_sum"] = 2 * sum(sum(r.chance.values()) for r in results.values()) / len(results)
         if not final:
@@ -66,12 +66,20 @@ class RetrievalEvaluator:
         return Evaluation(metrics, tuple(tables), tuple(_galleries(collected, source)), tuple(_warnings(metrics)))
 
     def _rank(
-        self, collected: Mapping[str, Tensor], source: FeatureSource, query: Modality, gallery: Modality, suffix: str = ""
+        self,
+        collected: Mapping[str, Tensor],
+        source: FeatureSource,
+        query: Modality,
+        gallery: Modality,
+        suffix: str = "",
     ) -> RetrievalResult:
         assert source.groups is not None
         asked, stock = source.distinct(query), source.distinct(gallery)
         return retrieval(
-            collected[query + suffix][asked], collected[gallery + suffix][stock], source.groups[asked], source.groups[stock]
+            collected[query + suffix][asked],
+            collected[gallery + suffix][stock],
+            source.groups[asked],
+            source.groups[stock],
         )
 
     def _extra_tables(self, collected: Mapping[str, Tensor], source: FeatureSource) -> Iterator[Table]:
@@ -79,11 +87,15 @@ class RetrievalEvaluator:
         if present:
             rows = []
             for steps in present:
-                found = {p: self._rank(collected, source, *p, suffix=f"@{steps}") for p in permutations(source.features, 2)}
+                found = {
+                    p: self._rank(collected, source, *p, suffix=f"@{steps}") for p in permutations(source.features, 2)
+                }
                 mark = " (as trained)" if steps == self.model.think_steps else ""
                 rows.append((f"K = {steps}{mark}", *(r.recall[1] for r in found.values()), _r_sum(found)))
             columns = ("thinking steps", *(f"{direction(*p)} R@1" for p in permutations(source.features, 2)), "R-Sum")
-            yield Table("More or less thinking", columns, tuple(rows), "The same weights with another number of steps K.")
+            yield Table(
+                "More or less thinking", columns, tuple(rows), "The same weights with another number of steps K."
+            )
         if "text+audio" in collected and source.groups is not None:
             asked = np.intersect1d(source.distinct("text"), _rows_with(source, "audio"))
             stock = source.distinct("image")
@@ -94,7 +106,9 @@ class RetrievalEvaluator:
             }
             rows = [(name, *(r.recall[k] for k in KS), r.queries) for name, r in found_by.items()]
             columns = ("query", *(f"R@{k}" for k in KS), "queries")
-            yield Table("One query, several senses: finding pictures", columns, tuple(rows), "Fused query: joint read-out.")
+            yield Table(
+                "One query, several senses: finding pictures", columns, tuple(rows), "Fused query: joint read-out."
+            )
 
 
 def _rows_with(source: FeatureSource, modality: Modality) -> np.ndarray:
@@ -107,7 +121,16 @@ def _r_sum(results: Mapping[tuple[Modality, Modality], RetrievalResult]) -> floa
 
 
 def _recall_table(results: Mapping[tuple[Modality, Modality], RetrievalResult]) -> Table:
-    columns = ("query", "finds", *(f"R@{k}" for k in KS), "MdR", "MnR", *(f"chance R@{k}" for k in KS), "queries", "gallery")
+    columns = (
+        "query",
+        "finds",
+        *(f"R@{k}" for k in KS),
+        "MdR",
+        "MnR",
+        *(f"chance R@{k}" for k in KS),
+        "queries",
+        "gallery",
+    )
     rows = tuple(
         (
             NOUN[query],
@@ -134,7 +157,9 @@ def _galleries(collected: Mapping[str, Tensor], source: FeatureSource) -> Iterat
     for query, gallery in permutations(source.features, 2):
         if gallery == "audio" and query == "text":
             continue  # text to sound says no more than sound to text, and six galleries tire the reader
-        yield Gallery(f"{NOUN[query].capitalize()} finds {NOUN[gallery]}", tuple(_cards(collected, source, query, gallery)))
+        yield Gallery(
+            f"{NOUN[query].capitalize()} finds {NOUN[gallery]}", tuple(_cards(collected, source, query, gallery))
+        )
 
 
 def _cards(

@@ -233,8 +233,7 @@ def _mean_over_seen(vectors: Mapping[Modality, Tensor], one: Pass) -> Tensor:
     """Mean over the modalities that a row sees, ``[R, D]`` float32; 0 where it sees none."""
     seen = torch.stack([keep for _, _, keep in one.sources()], dim=1)
     parts = [
-        vectors[m].float() if rows is None else vectors[m].float().index_select(0, rows)
-        for m, rows, _ in one.sources()
+        vectors[m].float() if rows is None else vectors[m].float().index_select(0, rows) for m, rows, _ in one.sources()
     ]
     total = torch.where(seen[..., None], torch.stack(parts, dim=1), 0.0).sum(dim=1)
     return total / seen.sum(dim=1, keepdim=True).clamp_min(1)

@@ -1,7 +1,7 @@
 """The one module of a `thinking` run: model, losses, and the read-outs that retrieval uses.
 
-Legend: B rows of the batch, D width. To train with another loss, subclass ``ThinkingTask`` and override
-``compute_loss``.
+Legend: B rows of the batch, n modalities in it, D width. To train with another loss, subclass ``ThinkingTask`` and
+override ``compute_loss``.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from itertools import combinations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sensorium.data.items import MODALITIES, Modality
 from sensorium.engine.contract import Batch, Output
 from sensorium.engine.seeds import derive
 from sensorium.errors import ConfigError, DataError
+from sensorium.families.thinking import losses
 from sensorium.families.thinking.config import ModelConfig
-from sensorium.families.thinking.losses import Match, Reconstruct, leave_one_out, reconstruction, swap
-from sensorium.families.thinking.model import EncoderFacts, Pass, build_model
-from sensorium.parts.contrastive import Side, Temperature, align, gather_rows, world_size
+from sensorium.families.thinking.model import EncoderFacts, Pass, build_model, centred
+from sensorium.parts.contrastive import Side, Temperature, align, gather_rows
 
 Vectors = dict[Modality, Tensor]
 
@@ -28,56 +27,188 @@ Vectors = dict[Modality, Tensor]
 class ThinkingTask(nn.Module):
     """``task(batch) -> Output``; ``embed``, ``embed_joint`` and ``match_score`` are what search and evaluation call.
 
-    ``widths``: facts of the encoder of each modality in the run. Raises ConfigError where they cannot be trained on.
+    ``widths``: facts of the encoder of each modality in the run. Raises ConfigError for fewer than two.
     """
 
     def __init__(self, config: ModelConfig, widths: Mapping[Modality, EncoderFacts], seed: int) -> None:
         super().__init__()
         self.config, self.seed = config, seed
-        self.modalities: tuple[Modality, ...] = tuple(m for m in MODALITIES if m in widths)
-        if len(self.modalities) < 2:
-            found = ", ".join(self.modalities) or "none"
+        self.facts = {m: widths[m] for m in MODALITIES if m in widths}
+        if len(self.facts) < 2:
+            found = ", ".join(self.facts) or "none"
             raise ConfigError(f"thinking aligns at least two of {', '.join(MODALITIES)}; the data have: {found}")
-        self.facts = {m: widths[m] for m in self.modalities}
         self.model = build_model(config, self.facts)
         start = (10.0, -10.0) if config.loss == "sigmoid" else (1 / 0.07, None)
-        self.temperatures = nn.ModuleDict(
-            {f"{a}-{b}": Temperature(*start) for a, b in combinations(self.modalities, 2)}
-        )
+        pairs = combinations(self.facts, 2)
+        self.temperatures = nn.ModuleDict({f"{a}-{b}": Temperature(*start) for a, b in pairs})
         self.reconstruct = None
         if config.weights.recon:
-            self.reconstruct = Reconstruct(config.width, {m: fact.pooled_width for m, fact in self.facts.items()})
-        self.match = Match(config.width) if config.weights.match else None
+            pooled_widths = {m: fact.pooled_width for m, fact in self.facts.items()}
+            self.reconstruct = losses.Reconstruct(config.width, pooled_widths)
+        self.match = losses.Match(config.width) if config.weights.match else None
 
     def forward(self, batch: Batch) -> Output:
-        """Loss of a batch. Raises DataError for rows that hold nothing and features of another width."""
+        """Loss of a batch. Raises DataError for rows that hold nothing and for features of another width."""
         logs = self.compute_loss(batch)
         loss = logs.pop("loss")
         return Output(loss, {name: value.detach() for name, value in logs.items()}, float(len(batch["has"])))
 
     def compute_loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalars by name; ``"loss"`` is the one to be trained on, the others are logged."""
+        """Scalars by name: ``"loss"`` is trained on, the others are logged."""
         has = self._present(batch)
-        steps = self._steps_of(batch)
-        features = self.model.features(batch, list(has), steps)
-        passes = [Pass({m: has[m]}) for m in has]  # unimodal: no pass is given another modality's tokens
         present = torch.stack(list(has.values()), dim=1)
-        left_out = leave_one_out(present, self._draw(batch, "left out", 6))
-        joint_recon = self.reconstruct is not None and len(has) > 2
-        if joint_recon:
-            passes.append(Pass({m: has[m] & (left_out != i) for i, m in enumerate(has)}))
-        read = self.model.read(features, passes, steps)
-        z = {m: _unit(e) for m, e in zip(has, read, strict=False)}
-        weights = self.config.weights
+        steps = self._steps(batch)
+        features = self.model.features(batch, list(has), steps)
+        left_out = losses.leave_one_out(present, self._draw(batch, "left out", 6))
+        passes = [Pass({m: mask}) for m, mask in has.items()]  # no pass is given another modality's tokens
+        partial = self.reconstruct is not None and len(has) > 2
+        if partial:
+            passes.append(Pass({m: mask & (left_out != i) for i, (m, mask) in enumerate(has.items())}))
+        read = [losses.unit(e) for e in self.model.read(features, passes, steps)]
+        z = dict(zip(has, read, strict=False))
         logs = self._align(z, has, batch["group"])
-        total = weights.align * logs["align"]
+        loss = self.config.weights.align * logs["align"]
         if self.reconstruct is not None and len(has) > 1:
-            sources = [_unit(read[-1])] * len(has) if joint_recon else list(z.values())[::-1]
-            targets = {m: (batch[f"{m}_pooled"], self.model.means[m]) for m in has}
-            logs["recon"] = reconstruction(self.reconstruct, sources, targets, left_out, both=not joint_recon)
-            total = total + weights.recon * logs["recon"]
+            used = left_out[:, None] == torch.arange(len(has), device=left_out.device)
+            sources = dict.fromkeys(has, read[-1])
+            if not partial:  # of two modalities, each is left out by the other's unimodal pass
+                used, sources = present.all(dim=1, keepdim=True).expand_as(present), _crossed(z)
+            targets = {m: centred(batch[f"{m}_pooled"], self.model.means[m]) for m in has}
+            logs["recon"] = losses.reconstruction(self.reconstruct, sources, targets, used)
+            loss = loss + self.config.weights.recon * logs["recon"]
         if self.match is not None and len(has) > 1:
-            logs["match"] = self._match(features, z, has, batch, steps)
-            total = total + weights.match * logs["match"]
-        return {"loss": total, **logs, "think_steps": torch.tensor(float(steps))}
+            pairs = losses.draw_pairs(z, present, left_out, batch["group"], sample=self.training)
+            [joint] = self.model.read(features, [pairs.read], steps)
+            logs["match"] = losses.matching(self.match(losses.unit(joint)), pairs.used)
+            loss = loss + self.config.weights.match * logs["match"]
+        return {"loss": loss, **logs, "think_steps": torch.tensor(float(steps))}
 
+    def embed(self, batch: Batch, think_steps: int | None = None) -> Vectors:
+        """Unimodal read-outs ``[B, D]`` by modality: unit length, float32; zeros where a row lacks the modality.
+
+        ``think_steps``: K for this call (default: the configured one). Modalities that the batch lacks are left out.
+        """
+        has, steps = self._present(batch), self._steps(batch, think_steps)
+        features = self.model.features(batch, list(has), steps)
+        read = self.model.read(features, [Pass({m: mask}) for m, mask in has.items()], steps)
+        units = zip(has.items(), read, strict=True)
+        return {m: losses.unit(e).masked_fill(~mask[:, None], 0.0) for (m, mask), e in units}
+
+    def embed_joint(
+        self, batch: Batch, subset: Sequence[Modality] | None = None, think_steps: int | None = None
+    ) -> Tensor:
+        """Read-outs ``[B, D]`` of what each row holds of ``subset`` (default: all of it): unit length, float32.
+
+        Raises DataError for a row that holds none of it.
+        """
+        has, steps = self._present(batch, subset), self._steps(batch, think_steps)
+        features = self.model.features(batch, list(has), steps)
+        [read] = self.model.read(features, [Pass(has)], steps)
+        return losses.unit(read)
+
+    def match_score(
+        self, batch: Batch, subset: Sequence[Modality] | None = None, think_steps: int | None = None
+    ) -> Tensor:
+        """Logit ``[B]`` that what each row holds of ``subset`` belongs together, to re-rank what search has found.
+
+        Trained on pairs of modalities. Raises ConfigError in a run without match head (``model.weights.match`` 0).
+        """
+        if self.match is None:
+            raise ConfigError("this run has no match head to re-rank with; train with model.weights.match above 0")
+        result: Tensor = self.match(self.embed_joint(batch, subset, think_steps))
+        return result
+
+    def _align(self, z: Vectors, has: Vectors, group: Tensor) -> dict[str, Tensor]:
+        """Contrastive loss of every pair of modalities, and their mean over the pairs that occur.
+
+        In training the negatives of all processes are used; evaluation keeps to its own batch, as processes may then
+        hold different numbers of batches.
+        """
+        modalities = list(z)
+        mine = _sides(z, has, group)
+        everyone = mine
+        if self.training:
+            facts = gather_rows(torch.stack([group, *(has[m].long() for m in modalities)], dim=1))
+            vectors = gather_rows(torch.cat([z[m] for m in modalities], dim=1)).chunk(len(modalities), dim=1)
+            known = {m: facts[:, 1 + i].bool() for i, m in enumerate(modalities)}
+            everyone = _sides(dict(zip(modalities, vectors, strict=True)), known, facts[:, 0])
+        values, counts = [], []
+        logs: dict[str, Tensor] = {}
+        for a, b in combinations(modalities, 2):
+            pair = f"{a}-{b}"
+            temperature = self.temperatures[pair]
+            here, there = (_both(sides[a], sides[b]) for sides in (mine, everyone))
+            values.append(align(here, there, temperature))
+            counts.append(there[0].present.sum())
+            logs |= {f"align/{pair}": values[-1], f"temperature/{pair}": 1 / temperature.scale()}
+        if not values:
+            raise DataError("a batch of a single modality has nothing to align; give at least two")
+        chance = [count.clamp_min(1).float().log() for count in counts]
+        return {
+            "align": losses.mean_of(values, counts),
+            "align_chance": losses.mean_of(chance, counts),
+            **logs,
+        }
+
+    def _present(self, batch: Batch, subset: Sequence[Modality] | None = None) -> Vectors:
+        """Which rows hold each modality of the batch, ``[B]`` bool. Raises DataError for what cannot be encoded."""
+        wanted = self.facts if subset is None else subset
+        has: Vectors = {}
+        broken = torch.zeros(len(batch["has"]), dtype=torch.bool, device=batch["has"].device)
+        for modality in (m for m in self.facts if m in wanted and f"{m}_pooled" in batch):
+            has[modality] = batch["has"][:, MODALITIES.index(modality)]
+            self._check_width(modality, "pooled", batch, self.facts[modality].pooled_width)
+            if self.config.kind == "slots":
+                self._check_width(modality, "tokens", batch, self.facts[modality].width)
+                broken |= has[modality] & ~batch[f"{modality}_mask"].any(dim=1)
+        if not has:
+            raise DataError(f"the batch holds none of: {', '.join(wanted)}")
+        broken |= ~torch.stack(list(has.values())).any(dim=0)
+        if bool(broken.any()):
+            index = batch["index"][broken].tolist()
+            raise DataError(f"sample {index[0]} ({len(index)} in this batch) holds none of: {', '.join(has)}")
+        return has
+
+    def _check_width(self, modality: Modality, kind: str, batch: Batch, width: int) -> None:
+        found = batch[f"{modality}_{kind}"].shape[-1]
+        if found != width:
+            raise DataError(f"{modality} {kind} have width {found}; this model was built for {width}")
+
+    def _steps(self, batch: Batch, wanted: int | None = None) -> int:
+        """K of this batch: as asked for, or drawn (in training, the same on all processes), or as configured."""
+        steps = self.config.think_steps
+        if wanted is not None:
+            steps = wanted
+        elif self.training and self.config.think_steps_max is not None and "step" in batch:
+            steps = 1 + self._draw(batch, "think steps", self.config.think_steps_max)
+        if wanted and not self.model.can_think:
+            raise ConfigError(f"this run has no walker, so think_steps must be 0 (found {wanted})")
+        return steps
+
+    def _draw(self, batch: Batch, purpose: str, limit: int) -> int:
+        """A number below ``limit`` from seed and step, the same on all processes; 0 outside of training."""
+        if "step" not in batch:
+            return 0
+        return derive(self.seed, purpose, int(batch["step"])) % limit
+
+
+def _crossed(z: Vectors) -> Vectors:
+    """Of two modalities, each gets the other's."""
+    return dict(zip(z, reversed(z.values()), strict=True))
+
+
+def _sides(z: Vectors, has: Vectors, group: Tensor) -> dict[Modality, Side]:
+    return {m: Side(vectors, group, has[m]) for m, vectors in z.items()}
+
+
+def _both(a: Side, b: Side) -> tuple[Side, Side]:
+    """Rows that lack one of the two take no part in the pair's loss."""
+    present = a.present & b.present
+    return Side(a.vectors, a.groups, present), Side(b.vectors, b.groups, present)
+
+
+def clamp_temperatures(task: nn.Module, step: int) -> None:
+    """Keep every temperature at or above 0.01; the family's hook after each optimizer step."""
+    for part in task.modules():
+        if isinstance(part, Temperature):
+            part.clamp_()

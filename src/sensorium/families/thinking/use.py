@@ -119,7 +119,9 @@ class Searcher:
 
 
 def _describe(item: Item) -> dict[str, str | None]:
-    files = {name: str(path.resolve()) if path else None for name, path in (("image", item.image), ("audio", item.audio))}
+    files = {
+        name: str(path.resolve()) if path else None for name, path in (("image", item.image), ("audio", item.audio))
+    }
     return {"id": item.id, "text": item.text, **files}
 
 

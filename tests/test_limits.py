@@ -1,0 +1,137 @@
+"""The limits of the house, read from the syntax tree of every file: small files, small functions, no back doors."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+TEXTS = sorted(
+    path
+    for pattern in ("src/**/*", "tests/**/*", "docs/**/*", "examples/**/*", "benchmarks/**/*", ".ci/*", "*")
+    for path in ROOT.glob(pattern)
+    if path.is_file() and path.suffix in (".py", ".md", ".css", ".js", ".txt", ".toml", ".yaml", ".json", "")
+)
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 50, 6
+TUNNELS = {"resumable": "hands pydantic's bounds (gt=, ge=, le=) on to pydantic.Field, which checks them"}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Check = Callable[[str, str], Iterator[str]]
+
+
+def functions(text: str) -> Iterator[Function]:
+    return (node for node in ast.walk(ast.parse(text)) if isinstance(node, Function))
+
+
+def long_files(name: str, text: str) -> Iterator[str]:
+    lines = len(text.splitlines())
+    if lines > MAX_FILE_LINES:
+        yield f"{name}: {lines} lines; at most {MAX_FILE_LINES}"
+
+
+def long_functions(name: str, text: str) -> Iterator[str]:
+    for function in functions(text):
+        lines = (function.end_lineno or 0) - function.lineno + 1
+        if lines > MAX_FUNCTION_LINES:
+            yield f"{name}:{function.lineno}: {function.name} has {lines} lines; at most {MAX_FUNCTION_LINES}"
+
+
+def many_parameters(name: str, text: str) -> Iterator[str]:
+    if Path(name).name.startswith("cli"):  # one parameter is one option of the command line
+        return
+    for function in functions(text):
+        given = function.args
+        names = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs) if a.arg not in ("self", "cls")]
+        if len(names) > MAX_PARAMETERS:
+            yield f"{name}:{function.lineno}: {function.name} has {len(names)} parameters; at most {MAX_PARAMETERS}"
+
+
+def tunnels(name: str, text: str) -> Iterator[str]:
+    for function in functions(text):
+        if function.args.kwarg and function.name not in TUNNELS:
+            yield f"{name}:{function.lineno}: {function.name} takes **{function.args.kwarg.arg}; name the parameters"
+
+
+def guessed_attributes(name: str, text: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Name) and node.id == "hasattr":
+            yield f"{name}:{node.lineno}: hasattr; say in a type what there is"
+
+
+def blind_handlers(name: str, text: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ExceptHandler):
+            caught = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else {"everything"}
+            if caught & {"Exception", "BaseException", "everything"}:
+                yield f"{name}:{node.lineno}: catches {', '.join(sorted(caught))}; name the errors that can be mended"
+
+
+def unfinished(name: str, text: str) -> Iterator[str]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if re.search(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX)\b", line):
+            yield f"{name}:{number}: unfinished work; do it or open an issue"
+
+
+def own_paths(name: str, text: str) -> Iterator[str]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if found := re.search(r"(?<![\w./])/(?:work|root|home/\w+|opt)/", line):
+            yield f"{name}:{number}: {found[0]} is a path of one machine"
+
+
+BROKEN: list[tuple[Check, str]] = [
+    (long_files, "x = 1\n" * 401),
+    (long_functions, "class A:\n    def f():\n" + "        x = 1\n" * 50),
+    (many_parameters, "def f(a, b, /, c, d, *, e, f, g): ..."),
+    (tunnels, "async def f(**options): ..."),
+    (guessed_attributes, "x = hasattr(y, 'z')"),
+    (guessed_attributes, "x = filter(hasattr, y)"),
+    (blind_handlers, "try: ...\nexcept: ..."),
+    (blind_handlers, "try: ...\nexcept Exception: ..."),
+    (blind_handlers, "try: ...\nexcept (OSError, BaseException) as error: ..."),
+    (unfinished, "x = 1  # TO" + "DO later"),
+    (own_paths, "path = '/wo" + "rk/data'"),
+]
+ALLOWED: list[tuple[Check, str]] = [
+    (long_files, "x = 1\n" * 400),
+    (long_functions, "def f():\n" + "    x = 1\n" * 49),
+    (many_parameters, "class A:\n    def f(self, a, b, c, d, e, f, *rest): ..."),
+    (tunnels, "def resumable(default, **bounds): ..."),
+    (blind_handlers, "try: ...\nexcept (OSError, errors.Exceptional): ..."),
+    (own_paths, "path = 'frame/work/data'"),
+]
+CHECKS = list(dict.fromkeys(check for check, _ in BROKEN))
+OVER_ALL_TEXTS = (unfinished, own_paths)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_sources_keep_the_limit(check: Check) -> None:
+    files = TEXTS if check in OVER_ALL_TEXTS else SOURCES
+    assert len(files) > 20
+    found = [line for path in files for line in check(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8"))]
+    assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(("check", "text"), BROKEN, ids=[check.__name__ for check, _ in BROKEN])
+def test_a_broken_limit_is_found(check: Check, text: str) -> None:
+    assert list(check("bad.py", text))
+
+
+@pytest.mark.parametrize(("check", "text"), ALLOWED, ids=[check.__name__ for check, _ in ALLOWED])
+def test_what_is_allowed_is_not_found(check: Check, text: str) -> None:
+    assert not list(check("good.py", text))
+
+
+def test_the_command_line_may_have_an_option_a_parameter() -> None:
+    text = "def f(a, b, c, d, e, f, g): ..."
+    assert not list(many_parameters("src/sensorium/cli_data.py", text))
+    assert list(many_parameters("src/sensorium/demo.py", text))
+
+
+def test_every_exception_to_the_limits_is_still_needed() -> None:
+    defined = {function.name for path in SOURCES for function in functions(path.read_text(encoding="utf-8"))}
+    assert TUNNELS.keys() <= defined

@@ -1,0 +1,156 @@
+"""Guard, bad samples, best checkpoint, precision, and what evaluation leaves untouched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TOY, TOY_TWO_STAGES, ToyTask, lines, toy_config
+from safetensors.torch import load_file
+
+from sensorium.engine import checkpoint, loop, session
+from sensorium.engine.backend import usable_precision
+from sensorium.engine.evaluate import evaluate_run
+from sensorium.errors import CheckpointError, ConfigError, DataError, RunError
+
+
+def steps_of(run: Path) -> list[dict[str, float]]:
+    return [line for line in lines(run / "metrics.jsonl") if line["kind"] == "train"]
+
+
+def test_a_non_finite_step_changes_nothing_and_is_said(tmp_path: Path) -> None:
+    config = toy_config(
+        {"data": {"explode_at": [9], "length": 64}, "seed": 1, "train": {"steps": 8}, "checkpoint": {"every_steps": 1, "keep": 50}}
+    )
+    loop.train(TOY, config, tmp_path / "run", quiet=True)
+    events = [line for line in lines(tmp_path / "run/metrics.jsonl") if line["kind"] == "event"]
+    assert len(events) == 1
+    assert "loss is not finite; step skipped" in events[0]["text"]
+    step = events[0]["step"]
+    folders = [checkpoint.folder_of(tmp_path / "run", s) / checkpoint.WEIGHTS for s in (step - 1, step, step + 1)]
+    before, after, later = (load_file(f) for f in folders)
+    assert torch.equal(before["head.weight"], after["head.weight"])
+    assert not torch.equal(after["head.weight"], later["head.weight"])
+
+
+def test_too_many_in_a_row_stop_the_run(tmp_path: Path) -> None:
+    config = toy_config({"data": {"explode_at": list(range(20))}, "guard": {"max_skipped": 3}})
+    with pytest.raises(RunError, match="3 steps in a row; stopped") as caught:
+        loop.train(TOY, config, tmp_path / "run", quiet=True)
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_sample_is_an_error_that_names_it(tmp_path: Path, workers: int) -> None:
+    config = toy_config({"data": {"broken": [3]}, "loader": {"workers": workers}})
+    with pytest.raises(DataError, match="toy sample 3: broken on purpose; mend or remove it"):
+        loop.train(TOY, config, tmp_path / "run", quiet=True)
+
+
+def test_skipped_samples_are_replaced_counted_and_capped(tmp_path: Path) -> None:
+    skipping = {"data": {"broken": [3, 7]}, "loader": {"bad_samples": "skip"}}
+    loop.train(TOY, toy_config(skipping), tmp_path / "run", quiet=True)
+    content = checkpoint.load(checkpoint.folder_of(tmp_path / "run", 12), "toy")
+    assert content.state["replaced"] >= 8
+    skipping["loader"]["max_bad"] = 2
+    with pytest.raises(DataError, match=r"loader\.max_bad is 2"):
+        loop.train(TOY, toy_config(skipping), tmp_path / "capped", quiet=True)
+
+
+def test_evaluation_leaves_the_next_step_unchanged(tmp_path: Path) -> None:
+    often = toy_config({"evaluate": {"every_steps": 1}})
+    never = toy_config({"evaluate": {"every_epochs": None}})
+    loop.train(TOY, often, tmp_path / "often", quiet=True)
+    loop.train(TOY, never, tmp_path / "never", quiet=True)
+    assert steps_of(tmp_path / "often") == steps_of(tmp_path / "never")
+
+
+def test_the_best_checkpoint_is_kept_and_evaluated(tmp_path: Path) -> None:
+    config = toy_config({"evaluate": {"every_steps": 1}, "checkpoint": {"best_mode": "max"}})
+    result = loop.train(TOY, config, tmp_path / "run", quiet=True)
+    assert result is not None
+    values = {
+        line["step"]: line["metrics"]["loss"] for line in lines(tmp_path / "run/metrics.jsonl") if line["kind"] == "val"
+    }
+    best = max(values, key=lambda step: values[step])
+    assert best == 1  # the loss falls, so that the largest is the first
+    assert session.choose_checkpoint(tmp_path / "run", "toy", "best") == checkpoint.folder_of(tmp_path / "run", 1)
+    assert evaluate_run(TOY, tmp_path / "run", "test", "best", quiet=True) == result
+    assert evaluate_run(TOY, tmp_path / "run", "test", "latest", quiet=True) != result
+    with pytest.raises(CheckpointError, match="there are: best, latest, step_00000001"):
+        session.choose_checkpoint(tmp_path / "run", "toy", "step_7")
+
+
+def test_an_unknown_best_metric_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'accuracy' is not measured; there are: loss"):
+        loop.train(TOY, toy_config({"checkpoint": {"best_metric": "accuracy"}}), tmp_path / "run", quiet=True)
+
+
+def test_frozen_weights_do_not_move_and_are_not_stored(tmp_path: Path) -> None:
+    loop.train(TOY, toy_config(), tmp_path / "run", quiet=True)
+    stored = load_file(checkpoint.folder_of(tmp_path / "run", 12) / checkpoint.WEIGHTS)
+    assert not any(name.startswith("frozen") for name in stored)
+    assert stored["seen"] == 96  # buffers are
+    loaded = session.open_run(TOY, tmp_path / "run")
+    assert isinstance(loaded.task, ToyTask)
+    assert not loaded.task.training
+
+
+def test_a_run_of_another_model_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    loop.train(TOY, toy_config(), run, quiet=True)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("width: 8", "width: 9"))
+    with pytest.raises(CheckpointError, match="does not fit the model of this configuration"):
+        session.open_run(TOY, run)
+    (run / "config.yaml").write_text(text.replace("family: toy", "family: tyo"))
+    with pytest.raises(CheckpointError, match="a run of family 'tyo', not 'toy'"):
+        session.read_config(TOY, run)
+
+
+def test_changed_data_are_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    loop.train(TOY, toy_config(), run, quiet=True)
+    with pytest.raises(CheckpointError, match="data are not those"):
+        loop.train(TOY, toy_config({"data": {"length": 21}}), run, resume=True, quiet=True)
+
+
+def test_a_finished_run_resumes_to_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    loop.train(TOY, toy_config(), run, quiet=True)
+    before = (run / "metrics.jsonl").read_bytes()
+    assert loop.train(TOY, toy_config(), run, resume=True) is None
+    assert "All 12 steps are done" in capsys.readouterr().out
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_precision_falls_back_with_a_line() -> None:
+    assert usable_precision("fp16", cpu=True) == ("fp32", "fp32 (fp16 asked, no GPU)")
+    assert usable_precision("bf16", cpu=True) == ("bf16", None)
+
+
+def test_bf16_is_really_bf16(tmp_path: Path) -> None:
+    loop.train(TOY, toy_config(), tmp_path / "fp32", quiet=True)
+    loop.train(TOY, toy_config({"train": {"precision": "bf16"}}), tmp_path / "bf16", quiet=True)
+    first, other = steps_of(tmp_path / "fp32")[0]["loss"], steps_of(tmp_path / "bf16")[0]["loss"]
+    assert first != other
+    assert first == pytest.approx(other, rel=2**-6)  # bf16 has 8 significant bits
+
+
+def test_contrastive_families_refuse_plain_accumulation(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    family = replace(TOY, accumulation="inside-task")
+    with pytest.raises(ConfigError, match=r"train\.micro_batches must be 1"):
+        loop.train(family, toy_config({"train": {"micro_batches": 2}}), tmp_path / "run", quiet=True)
+
+
+def test_a_stage_that_names_no_parameter_is_an_error(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from sensorium.engine.contract import Stage
+
+    family = replace(TOY_TWO_STAGES, stages=lambda config: (Stage("all", trainable=("hed.*",)),))
+    with pytest.raises(ConfigError, match=r"stage 'all' names parameters that the model does not have: hed"):
+        loop.train(family, toy_config(family=family), tmp_path / "run", quiet=True)
