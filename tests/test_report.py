@@ -69,7 +69,7 @@ def test_page_holds_every_chapter(finished: Path) -> None:
     links = [a["href"] for a in page.all("a")]
     assert links == [f"#{a['id']}" for a in page.all("section") if "id" in a]
     for text in (
-        "thinking", "demo", "twemoji: 1,874 concepts", "171.8", "20 times chance (8.42)", "34.4 M frozen", "2.13 GB",
+        "thinking", "demo", "twemoji", "171.8", "21 times chance (8.00)", "34.4 M frozen", "2.13 GB",
         "11.8 M", "2 min 56 s", "2025-11-21 05:40 UTC", "optim.lr", "resumed after step 320", "espeak-ng",
         "linear heads",
     ):  # fmt: skip
@@ -108,10 +108,11 @@ def test_nothing_is_fetched(finished: Path) -> None:
 def test_pictures_and_sounds_are_inline_and_described(finished: Path) -> None:
     page = page_of(finished)
     pictures, sounds = page.all("img"), page.all("audio")
-    assert len(pictures) == 8 * 5 * 2 + 8  # hits of two galleries, queries of one
+    assert len(pictures) == 8 * 5 * 3 + 8  # hits of three galleries, queries of one
     assert all((p["src"] or "").startswith("data:image/webp;base64,") and p["alt"] for p in pictures)
     assert max(int(p[side] or 0) for p in pictures for side in ("width", "height")) == 160
     assert len(sounds) == 8 * 5 + 8
+    assert "Found by linear heads" in page.words
     assert all((s["src"] or "").startswith("data:audio/mpeg;base64,") for s in sounds)
     assert all("aria-label" in a for a in page.all("button"))
     assert (finished / "report.html").stat().st_size < 2_000_000
@@ -189,9 +190,8 @@ def evil_run(run: Path) -> Path:
     """Hostile text wherever text comes from outside."""
     run.mkdir()
     quoted = json.dumps(EVIL)
-    config = (
-        f"family: {quoted}\npreset: {quoted}\nmodel:\n  {quoted}: {quoted}\ncheckpoint: {{best_metric: {quoted}}}\n"
-    )
+    sections = f"data: {{reader: {quoted}}}\nmodel: {{{quoted}: {quoted}}}\ncheckpoint: {{best_metric: {quoted}}}\n"
+    config = f"family: {quoted}\npreset: {quoted}\n{sections}"
     (run / "config.yaml").write_text(config)
     lines = [
         {"kind": "train", "step": s, "stage": EVIL + str(s), "loss": 1.0 * s, EVIL: 2.0, "lr/" + EVIL: 0.1}
@@ -201,7 +201,7 @@ def evil_run(run: Path) -> Path:
     lines += [{"kind": "event", "step": 2, "level": level, "text": EVIL} for level in ("alarm", EVIL)]
     (run / "metrics.jsonl").write_text("".join(map(json_line, lines)))
     for name in ("environment", "facts"):
-        (run / f"{name}.json").write_text(json.dumps({EVIL: EVIL, "data_set": EVIL, "started": EVIL, "gpu": EVIL}))
+        (run / f"{name}.json").write_text(json.dumps({EVIL: EVIL, "started": EVIL, "gpu": EVIL}))
     best = {"metric": EVIL, "value": 3.0, "step": 2}
     content = {"seconds": {EVIL: 3.0}, "best": best, "notes": [EVIL]}
     (run / "summary.json").write_text(json.dumps(content))
@@ -239,12 +239,12 @@ def test_the_parser_notices_markup() -> None:
 
 def test_markdown_and_json_say_the_same(finished: Path) -> None:
     content = json.loads((finished / "report.json").read_text())
-    assert content["best"] == {"metric": "R-Sum", "value": 171.8, "chance": 16 * 100 / 190, "step": 560}
+    assert content["best"] == {"metric": "R-Sum", "value": 171.8, "chance": 8.0, "step": 560}
     assert content["evaluations"]["test"]["metrics"]["image-text/i2t_R@1"] == judged(0.85).metrics["image-text/i2t_R@1"]
     assert content["last"]["val/R-Sum"] == judged(0.9).metrics["R-Sum"]
     assert content["resumed"] == [320]
     text = (finished / "report.md").read_text()
-    assert "| best | R-Sum 171.8 (chance 8.42; validation, step 560) |" in text
+    assert "| best | R-Sum 171.8 (chance 8.00; validation, step 560) |" in text
     assert "| metric | chance | test | linear_heads |" in text
     assert "- **step 500: not learning: at chance**" in text
     assert "| optim.lr | 0.001 |" in text
@@ -264,6 +264,12 @@ def test_evaluation_survives_json(tmp_path: Path) -> None:
 def test_wrong_evaluation_names_the_field(tmp_path: Path) -> None:
     content: Mapping[str, Any] = {"metrics": {}, "tables": [{"title": "t", "columns": ["a"], "rows": "none"}]}
     with pytest.raises(CheckpointError, match=r"tables\.0\.rows"):
+        evaluation_from_json(content)
+
+
+def test_ragged_table_is_refused() -> None:
+    content = {"metrics": {}, "tables": [{"title": "t", "columns": ["a", "b"], "rows": [[1, 2], [3]]}]}
+    with pytest.raises(CheckpointError, match="table 't': a row of 1 for 2 columns"):
         evaluation_from_json(content)
 
 

@@ -20,6 +20,7 @@ from sensorium.engine.report_data import (
     flat,
     load,
     metric_names,
+    notes_of,
     section,
     shown_number,
     warnings_of,
@@ -47,8 +48,7 @@ def summary(data: RunData) -> dict[str, Any]:
     best = best_of(data)
     headline = None
     if best is not None:
-        chance = chance_of(data.results, best.metric)
-        headline = {"metric": best.metric, "value": best.value, "chance": chance, "step": best.step}
+        headline = {"metric": best.metric, "value": best.value, "chance": best.chance, "step": best.step}
     return {
         "run": data.run.name,
         "family": data.config.get("family"),
@@ -60,7 +60,7 @@ def summary(data: RunData) -> dict[str, Any]:
         "seconds": data.summary.get("seconds"),
         "peak_rss_bytes": data.summary.get("peak_rss_bytes"),
         "steps": data.summary.get("steps"),
-        "notes": data.summary.get("notes"),
+        "notes": notes_of(data),
         "evaluations": {
             result.name: {
                 "split": result.split,
@@ -112,10 +112,8 @@ def _headline(data: RunData) -> list[str]:
     best = best_of(data)
     shown = "n/a"
     if best is not None:
-        chance = shown_number(chance_of(data.results, best.metric))
-        shown = (
-            f"{best.metric} {shown_number(best.value)} (chance {chance}; validation, step {shown_number(best.step)})"
-        )
+        beside = f"chance {shown_number(best.chance)}; validation, step {shown_number(best.step)}"
+        shown = f"{best.metric} {shown_number(best.value)} ({beside})"
     seconds = section(data.summary, "seconds")
     parameters = section(data.summary, "parameters")
     rows = [
@@ -129,7 +127,7 @@ def _headline(data: RunData) -> list[str]:
         *((f"seconds, {name}", value) for name, value in seconds.items()),
         ("peak memory, bytes", data.summary.get("peak_rss_bytes")),
     ]
-    return [_table(("", ""), rows), *_listing("Notes", data.summary.get("notes") or [])]
+    return [_table(("", ""), rows), *_listing("Notes", notes_of(data))]
 
 
 def _listing(title: str, lines: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sensorium.engine.report_curves import Chart, Line, draw, smooth
-from sensorium.engine.report_data import Curve, RunData, best_of, parts_of
+from sensorium.engine.report_data import CHANCE, Curve, RunData, best_of, parts_of
 
 OPEN_MEASURES = 2  # validation charts before learning rate, gradient norm and speed; the others unfold
 
@@ -71,7 +71,8 @@ def _validation_charts(data: RunData) -> list[Chart]:
     best = best_of(data)
     chosen = "" if best is None else parts_of(best.metric)[1]
     groups: dict[str, tuple[Line, ...]] = {}
-    for name, curve in sorted(data.val.items(), key=lambda item: (parts_of(item[0])[1] != chosen, "/" in item[0])):
+    curves = ((name, curve) for name, curve in data.val.items() if not name.startswith(CHANCE))
+    for name, curve in sorted(curves, key=lambda item: (parts_of(item[0])[1] != chosen, "/" in item[0])):
         label, measure = parts_of(name)
         groups[measure] = (*groups.get(measure, ()), Line(label or name, curve, dots=True))
     return [Chart(f"{measure}, validation", lines) for measure, lines in groups.items() if measure != "loss"]

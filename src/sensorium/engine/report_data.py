@@ -30,11 +30,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Best:
-    """The value that chose the best checkpoint."""
+    """The value that chose the best checkpoint, and what guessing gives on the same split."""
 
     metric: str
     value: float
     step: int | None
+    chance: float | None
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,12 @@ def load(run: Path) -> RunData:
         facts=facts,
         summary=summary,
         train=_curves((line["step"], line) for line in training),
-        val=_curves((line["step"], line.get("metrics", {})) for line in metrics if line.get("kind") == "val"),
+        val=_curves((line["step"], section(line, "metrics")) for line in metrics if line.get("kind") == "val"),
         speed=_curves((line["step"], line) for line in times).get("rows_per_second", []),
         stages=_stages(training),
         resumed=tuple(line["step"] for line in times if "resumed" in line),
         events=tuple(
-            Event(line["step"], str(line.get("level", "info")), str(line.get("text", "")))
+            Event(line["step"], str(line.get("level", "info")), _event_text(line))
             for line in metrics
             if line.get("kind") == "event"
         ),
@@ -130,6 +131,11 @@ def _curves(lines: Iterable[tuple[int, Mapping[str, Any]]]) -> dict[str, Curve]:
     return curves
 
 
+def _event_text(line: Mapping[str, Any]) -> str:
+    """The text without the step that the report prints in front of it anyway."""
+    return str(line.get("text", "")).removeprefix(f"step {line['step']}: ")
+
+
 def _stages(training: Iterable[Mapping[str, Any]]) -> tuple[tuple[int, str], ...]:
     stages: list[tuple[int, str]] = []
     for line in training:
@@ -169,19 +175,24 @@ def chance_of(results: Iterable[Result], metric: str) -> float | None:
 
 def best_of(data: RunData) -> Best | None:
     """The best validation value: as the summary states it, else (an unfinished run) as the curve shows it."""
-    stated = data.summary.get("best")
-    if isinstance(stated, Mapping):
-        value = number(stated.get("value"))
-        if value is not None:
-            step = stated.get("step")
-            return Best(str(stated.get("metric", "best metric")), value, step if isinstance(step, int) else None)
+    stated = section(data.summary, "best")
+    value, step = number(stated.get("value")), stated.get("step")
+    if value is not None:
+        metric = str(stated.get("metric", "best metric"))
+        return Best(metric, value, step if isinstance(step, int) else None, _validation_chance(data, metric))
     settings = section(data.config, "checkpoint")
     metric = str(settings.get("best_metric", "loss"))
     points = [(value, step) for step, value in data.val.get(metric, []) if math.isfinite(value)]
     if not points:
         return None
     value, step = max(points) if settings.get("best_mode") == "max" else min(points)
-    return Best(metric, value, step)
+    return Best(metric, value, step, _validation_chance(data, metric))
+
+
+def _validation_chance(data: RunData, metric: str) -> float | None:
+    """Chance depends on the size of the split: what the validation stated, else what any result states."""
+    curve = data.val.get(CHANCE + metric)
+    return curve[-1][1] if curve else chance_of(data.results, metric)
 
 
 def section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -191,11 +202,9 @@ def section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def data_set(data: RunData) -> str | None:
-    """What the run was trained on: ``data_set`` of facts.json, else the reader that the configuration names."""
-    for found in (data.facts.get("data_set"), section(data.config, "data").get("reader")):
-        if isinstance(found, str) and found:
-            return found
-    return None
+    """The data set's reader, as the configuration names it."""
+    reader = section(data.config, "data").get("reader")
+    return None if reader is None else str(reader)
 
 
 def warnings_of(data: RunData) -> list[str]:
@@ -203,6 +212,12 @@ def warnings_of(data: RunData) -> list[str]:
     alarms = [f"step {event.step}: {event.text}" for event in data.events if event.level == "alarm"]
     judged = [f"{result.name}: {text}" for result in data.results for text in result.evaluation.warnings]
     return [*alarms, *judged, *data.problems]
+
+
+def notes_of(data: RunData) -> list[str]:
+    """Remarks of the run that are no warnings."""
+    notes = data.summary.get("notes")
+    return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -218,17 +233,15 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def shown_number(value: float | int | str | None) -> str:
+def shown_number(value: Any) -> str:
     """A number as a table shows it: whole numbers whole, others with three or more significant digits."""
     if value is None:
         return "n/a"
-    if isinstance(value, str):
-        return value
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    if not math.isfinite(value):
+    if not isinstance(value, float) or not math.isfinite(value):
         return str(value)
     size = abs(value)
     if size >= 10:

@@ -9,17 +9,17 @@ from sensorium.engine.contract import Card, Gallery, Shown
 from sensorium.engine.report_media import Media
 from sensorium.engine.results import Result
 
-OPEN_CARDS = 6  # of a gallery; the others unfold
+OPEN_CARDS = 4  # of a gallery; the others unfold
 
 
 def gallery_chapter(results: Sequence[Result], media: Media) -> str:
-    """All galleries, or an empty string when there are none."""
-    blocks = [
-        _gallery(result, gallery, media)
-        for result in results
-        for gallery in result.evaluation.galleries
-        if gallery.cards
-    ]
+    """The galleries of the first result that has any; those of the others (baselines) unfold. Empty without any."""
+    blocks: list[str] = []
+    for result in results:
+        shown = "".join(_gallery(result, gallery, media) for gallery in result.evaluation.galleries if gallery.cards)
+        if shown and blocks:
+            shown = f'<details class="more"><summary>Found by {escape(result.title)}</summary>{shown}</details>'
+        blocks += [shown] if shown else []
     return "".join(blocks)
 
 

@@ -22,6 +22,7 @@ from sensorium.engine.report_data import (
     data_set,
     flat,
     metric_names,
+    notes_of,
     number,
     parts_of,
     section,
@@ -116,12 +117,12 @@ def _metric_tiles(data: RunData) -> list[tuple[str, str, str]]:
     best = best_of(data)
     if best is None:
         return [("best validation metric", "n/a", "no validation result")]
-    chance = chance_of(data.results, best.metric)
     at = "" if best.step is None else f" · step {best.step:,}"
-    tiles = [(f"best {best.metric}, validation", shown_number(best.value), _beside(best.value, chance) + at)]
+    tiles = [(f"best {best.metric}, validation", shown_number(best.value), _beside(best.value, best.chance) + at)]
     for result in data.results:
         value = result.evaluation.metrics.get(best.metric)
         if result.split == "test" and value is not None:
+            chance = chance_of((result, *data.results), best.metric)
             tiles.append((f"{best.metric}, {result.title}", shown_number(value), _beside(value, chance)))
     return tiles[:4]
 
@@ -187,8 +188,7 @@ def _time_bar(data: RunData) -> str:
 
 def results_chapter(data: RunData) -> str:
     """Bars against chance, the families' own tables, every metric; and notes of the run."""
-    notes = data.summary.get("notes")
-    lines = "".join(f"<li>{escape(str(note))}</li>" for note in notes) if isinstance(notes, list) else ""
+    lines = "".join(f"<li>{escape(note)}</li>" for note in notes_of(data))
     listed = f'<ul class="notes">{lines}</ul>' if lines else ""
     return _glance(data.results) + _own_tables(data.results) + _all_metrics(data.results) + listed
 
@@ -306,8 +306,8 @@ def configuration_chapter(data: RunData) -> str:
 
 
 def environment_chapter(data: RunData) -> str:
-    """Versions and machine, and what the model took from the data."""
-    tables = [("environment", data.environment), ("facts taken from the data", data.facts)]
+    """Versions and machine, what the model took from the data, and what the run counted."""
+    tables = [("environment", data.environment), ("taken from the data", data.facts), ("counted", data.summary)]
     blocks = [
         _scroll(
             title,

@@ -48,11 +48,16 @@ def evaluation_from_json(content: Mapping[str, Any]) -> Evaluation:
     """The inverse of ``evaluation_to_json``. Raises CheckpointError naming the field that does not fit."""
     known = {key: content[key] for key in ("metrics", "tables", "galleries", "warnings") if key in content}
     try:
-        return _EVALUATION.validate_python(known)
+        evaluation = _EVALUATION.validate_python(known)
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"])
         raise CheckpointError(f"not an evaluation: {place}: {problem['msg']}") from None
+    for table in evaluation.tables:
+        for row in table.rows:
+            if len(row) != len(table.columns):
+                raise CheckpointError(f"table {table.title!r}: a row of {len(row)} for {len(table.columns)} columns")
+    return evaluation
 
 
 def write_result(run: Path, result: Result) -> Path:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sensorium.engine.contract import Family
+from sensorium.engine.settings import RunConfig
 from sensorium.families.thinking.config import ModelConfig
 from sensorium.families.thinking.data import DataConfig, facts, sources
 from sensorium.families.thinking.evaluator import RetrievalEvaluator
+from sensorium.families.thinking.model import EncoderFacts
 from sensorium.families.thinking.presets import PRESETS
-from sensorium.families.thinking.task import build_task
+from sensorium.families.thinking.task import ThinkingTask, clamp_temperatures
 from sensorium.families.thinking.use import Searcher
+
+
+def _task(config: RunConfig, facts: Mapping[str, Any]) -> ThinkingTask:
+    assert isinstance(config.model, ModelConfig)
+    widths = {modality: EncoderFacts(**fact) for modality, fact in facts["modalities"].items()}
+    return ThinkingTask(config.model, widths, config.seed)
+
 
 FAMILY = Family(
     name="thinking",
@@ -18,7 +30,8 @@ FAMILY = Family(
     presets=PRESETS,
     sources=sources,
     facts=facts,
-    task=build_task,
+    task=_task,
+    after_step=clamp_temperatures,
     evaluator=RetrievalEvaluator,
     accumulation="inside-task",
     use=Searcher,

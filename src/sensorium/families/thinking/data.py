@@ -67,7 +67,7 @@ class FeatureSource:
 
     def __init__(self, items: Sequence[Item], store: Mapping[Modality, Any], numbers: Mapping[str, int]) -> None:
         self.items, self.features = items, store
-        self.groups: np.ndarray | None = np.array([numbers[item.group] for item in items], np.int64)
+        self.groups = np.array([numbers[item.group] for item in items], np.int64)
         self.keys = {m: [_key(store[m], item.content(m)) for item in items] for m in store}
         text = "\n".join([*sorted(f"{m}:{s.namespace}" for m, s in store.items()), *self._lines()])
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
@@ -81,7 +81,6 @@ class FeatureSource:
     def example(self, index: int, seed: int) -> Mapping[str, Any]:
         """Frozen features need no randomness; ``seed`` is there for the contract."""
         del seed
-        assert self.groups is not None
         found = {m: self.features[m].get(keys[index]) for m, keys in self.keys.items() if keys[index] is not None}
         if not found:
             raise DataError(f"{self.items[index].id}: has none of the modalities {', '.join(self.keys)}")

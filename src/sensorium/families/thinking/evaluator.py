@@ -15,7 +15,7 @@ from sensorium.engine.settings import RunConfig
 from sensorium.families.thinking.config import ModelConfig
 from sensorium.families.thinking.data import FeatureSource
 from sensorium.families.thinking.task import ThinkingTask
-from sensorium.metrics.retrieval import RetrievalResult, retrieval
+from sensorium.metrics.retrieval import RetrievalResult, retrieval_of_embeddings
 
 KS = (1, 5, 10)
 STEPS = (0, 1, 2, 4)  # thinking steps of the table "more or less thinking"
@@ -73,14 +73,8 @@ class RetrievalEvaluator:
         gallery: Modality,
         suffix: str = "",
     ) -> RetrievalResult:
-        assert source.groups is not None
         asked, stock = source.distinct(query), source.distinct(gallery)
-        return retrieval(
-            collected[query + suffix][asked],
-            collected[gallery + suffix][stock],
-            source.groups[asked],
-            source.groups[stock],
-        )
+        return _judge(source, (collected[query + suffix], asked), (collected[gallery + suffix], stock))
 
     def _extra_tables(self, collected: Mapping[str, Tensor], source: FeatureSource) -> Iterator[Table]:
         present = [steps for steps in STEPS if f"text@{steps}" in collected or f"image@{steps}" in collected]
@@ -96,12 +90,11 @@ class RetrievalEvaluator:
             yield Table(
                 "More or less thinking", columns, tuple(rows), "The same weights with another number of steps K."
             )
-        if "text+audio" in collected and source.groups is not None:
+        if "text+audio" in collected:
             asked = np.intersect1d(source.distinct("text"), _rows_with(source, "audio"))
             stock = source.distinct("image")
-            groups = source.groups
             found_by = {
-                name: retrieval(collected[name][asked], collected["image"][stock], groups[asked], groups[stock])
+                name: _judge(source, (collected[name], asked), (collected["image"], stock))
                 for name in ("text", "audio", "text+audio")
             }
             rows = [(name, *(r.recall[k] for k in KS), r.queries) for name, r in found_by.items()]
@@ -109,6 +102,14 @@ class RetrievalEvaluator:
             yield Table(
                 "One query, several senses: finding pictures", columns, tuple(rows), "Fused query: joint read-out."
             )
+
+
+def _judge(
+    source: FeatureSource, query: tuple[Tensor, np.ndarray], gallery: tuple[Tensor, np.ndarray]
+) -> RetrievalResult:
+    """Retrieval between rows of the split: (embeddings of all rows, the rows that count) of both sides."""
+    asked, stock = ((embeddings[rows].numpy(), source.groups[rows]) for embeddings, rows in (query, gallery))
+    return retrieval_of_embeddings(asked, stock, KS)
 
 
 def _rows_with(source: FeatureSource, modality: Modality) -> np.ndarray:
@@ -144,13 +145,16 @@ def _recall_table(results: Mapping[tuple[Modality, Modality], RetrievalResult]) 
         )
         for (query, gallery), result in results.items()
     )
-    note = "Percent of queries with at least one right item in the top k; ties count against the model. MdR, MnR: median and mean rank of the best right item."  # noqa: E501
+    note = (
+        "Percent of queries with at least one right item in the top k; ties count against the model. "
+        "MdR, MnR: median and mean rank of the best right item."
+    )
     return Table("Retrieval on the test split", columns, rows, note)
 
 
 def _warnings(metrics: Mapping[str, float]) -> Iterator[str]:
     if metrics["r_sum"] < 2 * metrics["chance/r_sum"]:
-        yield f"R-Sum {metrics['r_sum']:.1f} is not twice chance ({metrics['chance/r_sum']:.1f}): the model has not learned"
+        yield f"R-Sum {metrics['r_sum']:.1f} is not twice chance ({metrics['chance/r_sum']:.1f}): not learned"
 
 
 def _galleries(collected: Mapping[str, Tensor], source: FeatureSource) -> Iterator[Gallery]:
@@ -166,7 +170,6 @@ def _cards(
     collected: Mapping[str, Tensor], source: FeatureSource, query: Modality, gallery: Modality
 ) -> Iterator[Card]:
     """Queries spread evenly over the split, in file order: not chosen by success."""
-    assert source.groups is not None
     asked, stock = source.distinct(query), source.distinct(gallery)
     chosen = asked[np.linspace(0, len(asked) - 1, min(CARDS, len(asked))).round().astype(int)]
     scores = collected[query][chosen] @ collected[gallery][stock].T

@@ -41,7 +41,7 @@ class Searcher:
     def encoders(self) -> dict[Modality, FrozenEncoder]:
         """The encoders of the modalities that the run was trained with."""
         used = self.data.model_copy(
-            update={f"{m}_encoder": None for m in MODALITIES if m not in self.task.modalities},
+            update={f"{m}_encoder": None for m in MODALITIES if m not in self.task.facts},
         )
         return open_encoders(used)
 

@@ -1,0 +1,73 @@
+"""Starting values of `thinking` runs. The first is what ``sensorium train thinking`` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_BEST_BY_R_SUM = {"best_metric": "r_sum", "best_mode": "max"}
+_RANDOM = {
+    "text_encoder": "random:text?width=32&layers=1&seed=0",
+    "image_encoder": "random:vision?width=32&layers=1&seed=0",
+    "audio_encoder": "random:audio?width=32&layers=1&seed=0",
+}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # Flickr8k to be trained well: tuned on validation, see docs/log.md.
+    "flickr8k": {
+        "model": {"think_steps_max": 4, "weights": {"align": 1.0, "recon": 0.2, "match": 0.2}},
+        "data": {"reader": "flickr8k", "root": "data/flickr8k"},
+        "train": {"epochs": 30, "batch_size": 512, "precision": "bf16"},
+        "optim": {"lr": 5e-4, "weight_decay": 0.05},
+        "schedule": {"name": "cosine", "warmup_steps": 200},
+        "checkpoint": _BEST_BY_R_SUM,
+        "loader": {"workers": 2},
+    },
+    # The values of the training guide.
+    "guide": {
+        "data": {"reader": "flickr8k", "root": "data/flickr8k"},
+        "train": {"epochs": 10, "batch_size": 8, "precision": "fp16"},
+        "optim": {"lr": 2e-4},
+        "schedule": {"name": "constant", "warmup_steps": 100},
+        "track": {"log_every": 50},
+    },
+    # A model for two CPU cores and a few thousand samples: what the demonstration trains.
+    "small": {
+        "model": {
+            "width": 128,
+            "slots": 16,
+            "heads": 4,
+            "dropout": 0.1,
+            "floor": True,
+            "weights": {"align": 1.0, "recon": 0.1, "match": 0.0},
+        },
+        "train": {"epochs": 20, "batch_size": 128},
+        "optim": {"lr": 1e-3, "weight_decay": 0.1},
+        "schedule": {"name": "cosine", "warmup_steps": 20},
+        "checkpoint": _BEST_BY_R_SUM,
+        "evaluate": {"every_epochs": 2},
+    },
+    # Linear heads over the pooled vectors: the baseline that must be beaten.
+    "probe": {
+        "model": {"kind": "probe", "width": 128, "heads": 4, "weights": {"align": 1.0, "recon": 0.0, "match": 0.0}},
+        "train": {"epochs": 20, "batch_size": 128},
+        "optim": {"lr": 1e-3, "weight_decay": 0.1},
+        "schedule": {"name": "cosine", "warmup_steps": 20},
+        "checkpoint": _BEST_BY_R_SUM,
+        "evaluate": {"every_epochs": 2},
+    },
+    # For tests: seconds on one core, nothing but the core packages.
+    "tiny": {
+        "model": {
+            "width": 32,
+            "slots": 8,
+            "heads": 2,
+            "walker_blocks": 1,
+            "weights": {"align": 1.0, "recon": 0.2, "match": 0.2},
+        },
+        "data": {"reader": "synthetic", "audio_window_seconds": 1.0, "audio_max_seconds": 1.0, **_RANDOM},
+        "train": {"steps": 12, "batch_size": 16},
+        "optim": {"lr": 1e-3},
+        "checkpoint": _BEST_BY_R_SUM,
+    },
+}

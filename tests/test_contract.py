@@ -1,0 +1,170 @@
+"""What every family promises, on its `tiny` preset. A new family is tested by being there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_resume import assert_equal_runs, cut
+from torch import Tensor, nn
+
+from sensorium import config as configuration
+from sensorium import families
+from sensorium.engine import loop, optim, session, settings
+from sensorium.engine.contract import Batch, Family, Sources
+from sensorium.engine.seeds import reseed
+from sensorium.engine.stages import learnable
+from sensorium.errors import DataError
+
+
+@dataclass(frozen=True)
+class Case:
+    family: Family
+    config: settings.RunConfig
+    sources: Sources
+    facts: Mapping[str, Any]
+
+    def task(self) -> nn.Module:
+        reseed(self.config.seed, "weights")
+        return self.family.task(self.config, self.facts)
+
+    def batch(self, rows: int, start: int = 0) -> Batch:
+        source = self.sources.train
+        batch = source.collate([source.example(i, 100 + i) for i in range(start, start + rows)])
+        batch["index"] = torch.arange(start, start + rows)
+        batch["step"] = torch.tensor(0)
+        return batch
+
+
+@pytest.fixture(scope="module", params=families.names())
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SENSORIUM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        family = families.load(request.param)
+        config = settings.resolve(family, "tiny")
+        sources = family.sources(config, lambda _: None)
+        yield Case(family, config, sources, family.facts(config, sources))
+
+
+def gradients(case: Case, task: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    reseed(0, "forward", 0)
+    task.zero_grad()
+    task(batch).loss.backward()
+    return {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+
+
+def steps(case: Case, task: nn.Module, batch: Batch, count: int) -> list[float]:
+    chosen = learnable(task)
+    optimizer = optim.build(chosen, case.family.group, case.config.optim)
+    losses = []
+    for step in range(count):
+        reseed(0, "forward", step)
+        output = task({**batch, "step": torch.tensor(step)})
+        output.loss.backward()
+        losses.append(float(output.loss.detach()))
+        optimizer.step()
+        optimizer.zero_grad()
+        if case.family.after_step is not None:
+            case.family.after_step(task, step)
+    return losses
+
+
+def test_configuration_survives_dump_and_build(case: Case) -> None:
+    for preset in case.family.presets:
+        config = settings.resolve(case.family, preset)
+        assert configuration.build(settings.config_class(case.family), configuration.dump(config)) == config
+
+
+def test_forward_is_finite_and_weighted(case: Case) -> None:
+    output = case.task()(case.batch(4))
+    assert torch.isfinite(output.loss)
+    assert output.weight > 0
+    assert all(torch.isfinite(value).all() for value in output.logs.values())
+
+
+def test_trainable_parameters_get_gradients_and_frozen_ones_none(case: Case) -> None:
+    task, batch = case.task(), case.batch(16)
+    steps(case, task, batch, 2)  # what starts behind a zero is reached at the second step
+    found = gradients(case, task, batch)
+    assert found.keys() == learnable(task).keys()
+    assert all(torch.isfinite(gradient).all() for gradient in found.values())
+    dead = [name for name, gradient in found.items() if not gradient.any()]
+    assert not dead
+
+
+def test_frozen_weights_stay(case: Case) -> None:
+    task = case.task()
+    names = learnable(task).keys()
+    before = {name: p.detach().clone() for name, p in task.named_parameters() if name not in names}
+    moving = {name: p.detach().clone() for name, p in task.named_parameters() if name in names}
+    steps(case, task, case.batch(8), 3)
+    after = dict(task.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert any(not torch.equal(moving[name], after[name]) for name in moving)
+
+
+def test_one_batch_is_overfitted(case: Case) -> None:
+    losses = steps(case, case.task(), case.batch(8), 120)
+    assert min(losses[-10:]) < 0.6 * losses[0]
+
+
+def test_results_do_not_depend_on_batch_mates(case: Case) -> None:
+    """Padding to a longer batch changes the order of float32 sums: 1e-5."""
+    task = case.task().eval()
+    evaluator = case.family.evaluator(case.config)
+    with torch.no_grad():
+        together = evaluator.collect(task, case.batch(8), final=False)
+        apart = [evaluator.collect(task, case.batch(4, start), final=False) for start in (0, 4)]
+    for name, values in together.items():
+        if name != "loss":  # a contrastive loss is about the batch
+            torch.testing.assert_close(values, torch.cat([part[name] for part in apart]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_resumes_bit_for_bit(case: Case, tmp_path: Path) -> None:
+    changes = {"checkpoint": {"every_steps": 1, "keep": 50}, "evaluate": {"every_steps": 5}, "train": {"steps": 8}}
+    config = settings.resolve(case.family, "tiny", changes)
+    loop.train(case.family, config, tmp_path / "whole", quiet=True)
+    for step, workers in ((3, 2), (7, 0)):
+        part = tmp_path / f"cut{step}"
+        cut(tmp_path / "whole", part, step)
+        other = settings.resolve(case.family, "tiny", changes, {"loader": {"workers": workers}})
+        loop.train(case.family, other, part, resume=True, quiet=True)
+        assert_equal_runs(tmp_path / "whole", part)
+
+
+def test_a_trained_run_opens_with_its_weights(case: Case, tmp_path: Path) -> None:
+    config = settings.resolve(case.family, "tiny", {"train": {"steps": 3}})
+    result = loop.train(case.family, config, tmp_path / "run", quiet=True)
+    loaded = session.open_run(case.family, tmp_path / "run", "latest")
+    evaluator = case.family.evaluator(config)
+    with torch.no_grad():
+        trained = evaluator.collect(loaded.task, case.batch(4), final=False)
+        fresh = evaluator.collect(case.task().eval(), case.batch(4), final=False)
+    assert any(not torch.equal(trained[name], fresh[name]) for name in trained)
+    assert result is not None
+    assert (tmp_path / "run" / "report.html").stat().st_size > 1000
+
+
+def test_a_bad_sample_is_named(case: Case, tmp_path: Path) -> None:
+    class Broken:
+        def __init__(self, source: Any) -> None:
+            self.source, self.groups, self.fingerprint = source, source.groups, source.fingerprint
+            self.collate = source.collate
+
+        def __len__(self) -> int:
+            return len(self.source)
+
+        def example(self, index: int, seed: int) -> Any:
+            if index == 1:
+                raise DataError("sample one: broken on purpose")
+            return self.source.example(index, seed)
+
+    broken = Sources(Broken(case.sources.train), case.sources.val, case.sources.test)
+    family = replace(case.family, sources=lambda config, say: broken, facts=lambda config, found: dict(case.facts))
+    config = settings.resolve(family, "tiny", {"train": {"steps": 100}})
+    with pytest.raises(DataError, match="sample one: broken on purpose; mend or remove it"):
+        loop.train(family, config, tmp_path / "run", quiet=True)
