@@ -17,7 +17,7 @@ from sensorium import config as configuration
 from sensorium import families
 from sensorium.config import Section
 from sensorium.engine.contract import Family
-from sensorium.engine.settings import RunConfig, config_class, resolve
+from sensorium.engine.settings import config_class, resolve
 
 INTRODUCTION = """\
 # Configuration reference
@@ -37,7 +37,12 @@ _TYPES = {
     type(None): "null",
     Any: "any value",
 }
-_BOUNDS = {annotated_types.Ge: "≥", annotated_types.Gt: "\\>", annotated_types.Le: "≤", annotated_types.Lt: "<"}
+_BOUNDS: dict[type, tuple[str, str]] = {
+    annotated_types.Ge: ("ge", "≥"),
+    annotated_types.Gt: ("gt", "\\>"),
+    annotated_types.Le: ("le", "≤"),
+    annotated_types.Lt: ("lt", "<"),
+}
 _OF_FAMILIES = ("model", "data")
 
 
@@ -77,13 +82,15 @@ def _cells(path: str, info: FieldInfo, defaults: Mapping[str, Any]) -> str:
     default = "required" if info.is_required() else f"`{_value(_default(path, info, defaults))}`"
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     resume = "yes" if extra.get("resumable") else ""
-    bounds = ", ".join(f"{_BOUNDS[type(b)]} {next(iter(vars_of(b)))}" for b in info.metadata if type(b) in _BOUNDS)
-    return " | ".join((_type(info.annotation), default, bounds, resume, info.description or ""))
+    bounds = ", ".join(_bound(bound) for bound in info.metadata if type(bound) in _BOUNDS)
+    cells = (_type(info.annotation), default, bounds, resume, info.description or "")
+    return " | ".join(cell.replace("|", "\\|") for cell in cells)
 
 
-def vars_of(bound: Any) -> Iterator[Any]:
-    """The numbers of a bound such as ``Ge(ge=1)``."""
-    return (getattr(bound, name) for name in ("ge", "gt", "le", "lt") if name in type(bound).__dataclass_fields__)
+def _bound(bound: Any) -> str:
+    """``Ge(ge=1)`` becomes ``≥ 1``."""
+    attribute, sign = _BOUNDS[type(bound)]
+    return f"{sign} {getattr(bound, attribute)}"
 
 
 def _default(path: str, info: FieldInfo, defaults: Mapping[str, Any]) -> Any:

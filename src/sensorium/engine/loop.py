@@ -40,7 +40,7 @@ from sensorium.engine.session import (
 )
 from sensorium.engine.settings import RunConfig
 from sensorium.engine.stages import Span, learnable, select, spans
-from sensorium.engine.tracking import Tracker
+from sensorium.engine.tracking import Tracker, import_wandb
 from sensorium.errors import ConfigError, RunError
 
 
@@ -55,6 +55,8 @@ def train(
         raise ConfigError(
             f"train.micro_batches must be 1 for family {family.name!r}: the mean over micro-batches is not its loss"
         )
+    if config.track.wandb != "off":
+        import_wandb()  # say now what is missing, not after the data were encoded
     with Backend(config.train) as backend:
         if not backend.is_main:
             return _train(family, config, folder, backend, quiet=True)
@@ -125,7 +127,7 @@ def _run_stage(run: Run, span: Span) -> None:
         values = _step(run, model, stream, step)
         progress.step, progress.replaced = step + 1, batches.replaced
         for problem in batches.news:
-            run.tracker.event(progress.step, f"bad sample replaced: {problem}")
+            run.tracker.event(progress.step, f"bad sample replaced: {problem}", "warning")
         batches.news.clear()
         values |= {f"lr/{name}": rate for name, rate in rates.items()}
         run.tracker.train(
@@ -169,7 +171,7 @@ def _step(run: Run, model: nn.Module, stream: Iterator[Batch], step: int) -> dic
 def _skip(run: Run, step: int, what: str, values: dict[str, float]) -> dict[str, float]:
     good, _ = checkpoint.complete(run.folder)
     line = run.progress.guard.skip(step + 1, what, str(good[-1]) if good else "none")
-    run.tracker.event(step + 1, line)
+    run.tracker.event(step + 1, line, "warning")
     return {**values, "skipped_steps": float(run.progress.guard.skipped)}
 
 
@@ -194,6 +196,7 @@ def _after_step(
             best = None if progress.best is None else int(progress.best["step"])
             checkpoint.prune(run.folder, config.checkpoint.keep, best)
         run.backend.barrier()
+        run.tracker.restart_clock()
     if stopping and step < clock.total:
         raise RunError(f"stopped at step {step}; saved. `sensorium resume {run.folder}` continues")
 
@@ -205,7 +208,7 @@ def _validate(run: Run, source: Source) -> bool:
     result = evaluation.evaluate(run.task, source, judge, run.config, run.backend, final=False)
     run.tracker.validation(progress.step, run.clock.epoch(progress.step), dict(result.metrics))
     for warning in result.warnings:
-        run.tracker.event(progress.step, warning)
+        run.tracker.event(progress.step, warning, "alarm")
     if settings.best_metric not in result.metrics:
         raise ConfigError(
             f"checkpoint.best_metric {settings.best_metric!r} is not measured; there are: {', '.join(result.metrics)}"

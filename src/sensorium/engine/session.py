@@ -22,7 +22,7 @@ from sensorium.engine.order import Clock, Order, Share
 from sensorium.engine.seeds import reseed
 from sensorium.engine.settings import RunConfig, config_class
 from sensorium.engine.stages import learnable
-from sensorium.engine.tracking import Tracker
+from sensorium.engine.tracking import Level, Tracker
 from sensorium.errors import CheckpointError
 
 Say = Callable[[str], None]
@@ -47,7 +47,10 @@ class Mute:
     def validation(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         pass
 
-    def event(self, step: int, text: str) -> None:
+    def event(self, step: int, text: str, level: Level = "info") -> None:
+        pass
+
+    def restart_clock(self) -> None:
         pass
 
     def say(self, text: str) -> None:

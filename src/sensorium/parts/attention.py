@@ -18,14 +18,14 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Keys:
-    """Projected tokens of some rows: ``k``, ``v`` ``[R, H, N, d]`` and ``mask`` ``[R, N]`` bool (True = may be seen)."""
+    """Projected tokens of some rows: ``k``, ``v`` ``[R, H, N, d]``; ``mask`` ``[R, N]`` bool (True: may be seen)."""
 
     k: Tensor
     v: Tensor
     mask: Tensor
 
     def take(self, rows: Tensor | None, keep: Tensor) -> Keys:
-        """The keys of the given rows (``[R']`` int64; None: all, in order), seen only where ``keep`` ``[R']`` is True."""
+        """The keys of some rows (``[R']`` int64; None: all, in order), seen only where ``keep`` ``[R']`` is True."""
         k, v, mask = self.k, self.v, self.mask
         if rows is not None:
             k, v, mask = k.index_select(0, rows), v.index_select(0, rows), mask.index_select(0, rows)

@@ -52,7 +52,7 @@ def gather_rows(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Side:
-    """One modality of some rows: ``vectors`` ``[R, D]`` (unit length), ``groups`` ``[R]`` int64, ``present`` ``[R]`` bool.
+    """One modality of some rows: unit ``vectors`` ``[R, D]``, ``groups`` ``[R]`` int64, ``present`` ``[R]`` bool.
 
     Rows of equal group are positives of each other. A row that is not present takes no part, neither as a query nor
     as a positive or a negative.
@@ -89,7 +89,7 @@ def infonce(queries: Side, gallery: Side, scale: Tensor) -> Tensor:
 
 
 def sigmoid(queries: Side, gallery: Side, scale: Tensor, bias: Tensor) -> Tensor:
-    """SigLIP's loss (Zhai et al. 2023, arXiv 2303.15343): each pair alone is judged; summed over the gallery, ``[R]``."""
+    """SigLIP's loss (Zhai et al. 2023, arXiv 2303.15343): each pair by itself, summed over the gallery, ``[R]``."""
     with torch.autocast(queries.vectors.device.type, enabled=False):
         similarity, positive = _compare(queries, gallery)
         logits = similarity * scale + bias
@@ -136,7 +136,7 @@ def align(mine: tuple[Side, Side], everyone: tuple[Side, Side], temperature: Tem
 
 @torch.no_grad()
 def hard_negatives(similarity: Tensor, allowed: Tensor, sharpness: float, sample: bool) -> tuple[Tensor, Tensor]:
-    """For each row a negative, ``[R]`` int64, and whether there was one, ``[R]`` bool (False: the number means nothing).
+    """For each row a negative, ``[R]`` int64, and whether there is one, ``[R]`` bool (else the number means nothing).
 
     ``similarity``, ``allowed`` ``[R, C]``. With ``sample`` it is drawn with probability softmax(sharpness *
     similarity) over the allowed ones (Li et al. 2021, ALBEF, arXiv 2107.07651), else the most similar is taken.

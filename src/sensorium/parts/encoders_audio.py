@@ -21,6 +21,7 @@ from sensorium.parts.encoders_base import (
     Encoded,
     EncoderOptions,
     FrozenEncoder,
+    Request,
     computing,
     config_digest,
     fixed_batches,
@@ -89,9 +90,7 @@ class AudioEncoder(FrozenEncoder):
     def encode(self, prepared: Sequence[PreparedAudio]) -> list[Encoded]:
         self.truncated += sum(sound.cut for sound in prepared)
         windows = [
-            (window, frames)
-            for sound in prepared
-            for window, frames in zip(sound.windows, sound.frames, strict=True)
+            (window, frames) for sound in prepared for window, frames in zip(sound.windows, sound.frames, strict=True)
         ]
         outputs: list[Tensor] = []
         for real, rows in fixed_batches(len(windows), self.batch_size):
@@ -114,16 +113,16 @@ def pool_frames(frames_FD: Tensor, size: int) -> Tensor:
     return torch.cat([means, rest.mean(0, keepdim=True)]) if len(rest) else means
 
 
-def open_audio_folder(folder: Path, name: str, options: EncoderOptions, device: str) -> AudioEncoder:
+def open_audio_folder(folder: Path, request: Request) -> AudioEncoder:
     """A Hugging Face folder with Whisper (only its encoder is loaded), AST or a waveform model. Raises ConfigError."""
+    name = request.name
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
     if kind == "whisper":
         # In the file the encoder is one part of a larger model.
-        model = load_pretrained(
-            WhisperEncoder.from_pretrained, folder, name, key_mapping={r"^(model\.)?encoder\.": ""}
-        )
-        return _whisper(model, _extractor(folder, name), config_digest(config), name, options, device)
+        prefix = {r"^(model\.)?encoder\.": ""}
+        model = load_pretrained(WhisperEncoder.from_pretrained, folder, name, key_mapping=prefix)
+        return _whisper(model, _extractor(folder, name), config_digest(config), request)
     if kind != "audio-spectrogram-transformer" and kind not in _WAVEFORM_TYPES:
         raise ConfigError(
             f"audio encoder {name}: {folder} holds a model of type {kind!r}; allowed are whisper, "
@@ -131,12 +130,138 @@ def open_audio_folder(folder: Path, name: str, options: EncoderOptions, device: 
         )
     model = load_pretrained(AutoModel.from_pretrained, folder, name)
     extractor = _extractor(folder, name)
-    front = _ast(model, extractor) if kind == "audio-spectrogram-transformer" else _waveform(extractor, options)
-    if round(options.window_seconds * SAMPLE_RATE) < front.window:
+    spectrogram = kind == "audio-spectrogram-transformer"
+    front = _ast(model, extractor) if spectrogram else _waveform(extractor, request.options)
+    if round(request.options.window_seconds * SAMPLE_RATE) < front.window:
         raise ConfigError(
-            f"audio encoder {name}: window_seconds is {options.window_seconds}; this model always hears "
+            f"audio encoder {name}: window_seconds is {request.options.window_seconds}; this model always hears "
             f"{front.window / SAMPLE_RATE:.2f} s, give that or more"
         )
-    # Waveform models normalise over time: a clip would be changed by padding, so each goes alone.
-    batch_size = 1 if front.hop is None else options.batch_size or (1 if device == "cpu" else 16)
-    return _encoder(model, weights_digest(model), front, config_digest(config), name, options, device, batch_size)
+    facts = {"config": config_digest(config), "weights": weights_digest(model)}
+    # Waveform models mix and normalise over time: padding would change a clip, so each goes alone.
+    return _encoder(model, front, facts, request, request.batch_size(1, 16) if spectrogram else 1)
+
+
+def random_audio(width: int, layers: int, request: Request) -> AudioEncoder:
+    """A WhisperEncoder with random weights that hears the window asked for; the caller has seeded."""
+    config = WhisperConfig(
+        d_model=width,
+        encoder_layers=layers,
+        encoder_attention_heads=max(1, width // 16),
+        encoder_ffn_dim=4 * width,
+        max_source_positions=_whisper_frames(request.options.window_seconds, 1500),
+        init_std=0.1,  # with the usual 0.02 the position codes would drown the sound
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+    )
+    return _whisper(WhisperEncoder(config), WhisperFeatureExtractor(), request.name, request)
+
+
+def _whisper_frames(seconds: float, longest: int) -> int:
+    return min(round(seconds * SAMPLE_RATE / _WHISPER_HOP), longest)
+
+
+def _whisper(model: Any, extractor: Any, config: str, request: Request) -> AudioEncoder:
+    facts = {"config": config, "weights": weights_digest(model)}
+    frames = _whisper_frames(request.options.window_seconds, model.config.max_source_positions)
+    if frames < model.config.max_source_positions:
+        # A shorter window: the first position codes stay, the convolutions and blocks take any length.
+        model.embed_positions = nn.Embedding.from_pretrained(model.embed_positions.weight[:frames].clone())
+        model.config.max_source_positions = frames
+    window = frames * _WHISPER_HOP
+
+    def extract(wave: np.ndarray) -> np.ndarray:
+        mel = extractor(wave, sampling_rate=SAMPLE_RATE, max_length=window, return_tensors="np")
+        return np.asarray(mel["input_features"][0], dtype=np.float32)
+
+    keys = ("feature_size", "sampling_rate", "hop_length", "n_fft", "dither", "padding_value")
+    front = Front(window, _WHISPER_HOP, extract, _last_hidden_state, _values(extractor, keys))
+    # At the full window one clip fills two cores; on short windows a pass has too little to do for one.
+    return _encoder(model, front, facts, request, request.batch_size(1 if frames > 400 else 4, 16))
+
+
+def _ast(model: Any, extractor: Any) -> Front:
+    """Patches are averaged over frequency: one frame every ``time_stride`` steps of 10 ms."""
+    config = model.config
+    bands = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+
+    def run(module: nn.Module, x_BTM: Tensor) -> Tensor:
+        patches_BND = module(input_values=x_BTM).last_hidden_state[:, _AST_SPECIAL:]
+        return patches_BND.unflatten(1, (bands, -1)).mean(1)
+
+    values = _values(extractor, ("num_mel_bins", "max_length", "do_normalize", "mean", "std", "sampling_rate"))
+    hop = config.time_stride * 160
+    return Front(config.max_length * 160, hop, _waveform_input(extractor), run, values | {"over": "frequency"})
+
+
+def _waveform(extractor: Any, options: EncoderOptions) -> Front:
+    values = _values(extractor, ("do_normalize", "sampling_rate", "padding_value"))
+    window = round(options.window_seconds * SAMPLE_RATE)
+    return Front(window, None, _waveform_input(extractor), _last_hidden_state, values)
+
+
+def _waveform_input(extractor: Any) -> Callable[[np.ndarray], np.ndarray]:
+    def extract(wave: np.ndarray) -> np.ndarray:
+        padded = np.pad(wave, (0, max(0, _SHORTEST - len(wave))))
+        values = extractor(padded, sampling_rate=SAMPLE_RATE, return_tensors="np")["input_values"][0]
+        return np.asarray(values, dtype=np.float32)
+
+    return extract
+
+
+def _last_hidden_state(module: nn.Module, x: Tensor) -> Tensor:
+    hidden: Tensor = module(x).last_hidden_state
+    return hidden
+
+
+def _values(extractor: Any, keys: Sequence[str]) -> dict[str, Any]:
+    values = extractor.to_dict()
+    return {key: values[key] for key in keys}
+
+
+def _extractor(folder: Path, name: str) -> Any:
+    try:
+        with quiet():
+            extractor = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+    except LOAD_ERRORS as error:
+        raise ConfigError(
+            f"audio encoder {name}: {folder} has no feature extractor that can be loaded "
+            f"({str(error).splitlines()[0]}); give a folder with preprocessor_config.json"
+        ) from error
+    if extractor.sampling_rate != SAMPLE_RATE:
+        raise ConfigError(f"audio encoder {name}: it hears {extractor.sampling_rate} Hz; only 16000 Hz is allowed")
+    return extractor
+
+
+def _encoder(model: Any, front: Front, facts: Mapping[str, str], request: Request, batch_size: int) -> AudioEncoder:
+    options = request.options
+    width = int(model.config.hidden_size)
+    identity = {
+        "modality": "audio",
+        "class": type(model).__name__,
+        "width": width,
+        **facts,
+        "extractor": dict(front.values),
+        "window_samples": front.window,
+        "frame_samples": front.hop,
+        "max_seconds": options.max_seconds,
+        "pool": options.pool,
+        "features": options.features,
+        "pooled": "mean of the real frames",
+    }
+    return AudioEncoder(
+        name=request.name,
+        modality="audio",
+        module=freeze(model, request.device),
+        device=request.device,
+        identity=identity,
+        width=width,
+        pooled_width=width,
+        has_vector=False,
+        batch_size=batch_size,
+        features=options.features,
+        max_seconds=options.max_seconds,
+        front=front,
+        pool=options.pool,
+    )

@@ -61,8 +61,20 @@ class EncoderOptions:
 
 
 @dataclass(frozen=True)
+class Request:
+    """What was asked for: the encoder's name as the user wrote it, its options, and where it computes."""
+
+    name: str
+    options: EncoderOptions
+    device: str
+
+    def batch_size(self, on_cpu: int, elsewhere: int) -> int:
+        return self.options.batch_size or (on_cpu if self.device == "cpu" else elsewhere)
+
+
+@dataclass(frozen=True)
 class Encoded:
-    """float32 features of one sample: ``tokens`` ``[n, width]`` (n = 0 if only pooled), ``pooled`` ``[pooled_width]``."""
+    """float32 features of a sample: ``tokens`` ``[n, width]`` (n = 0 if only pooled), ``pooled`` ``[pooled_width]``."""
 
     tokens: np.ndarray
     pooled: np.ndarray
@@ -189,14 +201,14 @@ def quiet() -> Iterator[None]:
 LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
 
 
-def load_pretrained(load: Callable[..., tuple[ModelT, dict[str, Any]]], folder: Path, name: str, **named: Any) -> ModelT:
+def load_pretrained(
+    load: Callable[..., tuple[ModelT, dict[str, Any]]], folder: Path, name: str, **named: Any
+) -> ModelT:
     """``load`` is a class's ``from_pretrained``. Weights in float32, every one from the file: a weight that is missing
     would be drawn at random, and is a ConfigError here. An unused ``pooler`` is left out."""
     try:
-        with quiet(), torch.random.fork_rng(devices=[]):
-            model, report = load(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **named
-            )
+        with quiet():
+            model, report = load(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **named)
     except LOAD_ERRORS as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"encoder {name}: {folder} cannot be loaded ({first}); give a complete folder") from error
@@ -214,5 +226,3 @@ def load_pretrained(load: Callable[..., tuple[ModelT, dict[str, Any]]], folder: 
             "give the folder of a complete model of this kind"
         )
     return model
-
-

@@ -26,8 +26,8 @@ from sensorium.parts import efficientnet
 from sensorium.parts.encoders_base import (
     LOAD_ERRORS,
     Encoded,
-    EncoderOptions,
     FrozenEncoder,
+    Request,
     computing,
     config_digest,
     fixed_batches,
@@ -88,8 +88,9 @@ class ImageEncoder(FrozenEncoder):
         return results
 
 
-def open_image_folder(folder: Path, name: str, options: EncoderOptions, device: str) -> ImageEncoder:
+def open_image_folder(folder: Path, request: Request) -> ImageEncoder:
     """A Hugging Face folder with a vision tower; of CLIP and SigLIP only that part is loaded. Raises ConfigError."""
+    name = request.name
     config = read_json(folder / "config.json")
     load, run = _vision_class(config)
     model = load_pretrained(load, folder, name)
@@ -101,11 +102,11 @@ def open_image_folder(folder: Path, name: str, options: EncoderOptions, device: 
             f"image encoder {name}: {folder} has no image processor that can be loaded "
             f"({str(error).splitlines()[0]}); give a folder with preprocessor_config.json"
         ) from error
-    return _transformer(model, run, processor, config_digest(config), name, options, device)
+    return _transformer(model, run, processor, config_digest(config), request)
 
 
-def random_image(width: int, layers: int, seed_name: str, options: EncoderOptions, device: str) -> ImageEncoder:
-    """A CLIPVisionModelWithProjection with random weights, 32x32 pixels in 4x4 patches; the caller has seeded."""
+def random_image(width: int, layers: int, request: Request) -> ImageEncoder:
+    """A CLIPVisionModelWithProjection with random weights, 32x32 pixels in 16 patches; the caller has seeded."""
     config = CLIPVisionConfig(
         hidden_size=width,
         num_hidden_layers=layers,
@@ -117,19 +118,17 @@ def random_image(width: int, layers: int, seed_name: str, options: EncoderOption
         initializer_factor=4.0,  # the usual 1 would leave so small a network next to linear
     )
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    return _transformer(
-        CLIPVisionModelWithProjection(config), _clip, processor, seed_name, seed_name, options, device
-    )
+    return _transformer(CLIPVisionModelWithProjection(config), _clip, processor, request.name, request)
 
 
-def open_efficientnet(file: Path, name: str, options: EncoderOptions, device: str) -> ImageEncoder:
+def open_efficientnet(file: Path, request: Request) -> ImageEncoder:
     """EfficientNet-Lite0 from a state dict of tensors. Raises ConfigError if a weight is missing, foreign or broken."""
     model = efficientnet.EfficientNetLite0()
     try:
         model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), strict=True)
     except LOAD_ERRORS as error:
         raise ConfigError(
-            f"image encoder {name}: {file} does not hold the weights of EfficientNet-Lite0 "
+            f"image encoder {request.name}: {file} does not hold the weights of EfficientNet-Lite0 "
             f"({str(error).splitlines()[0]}); install its package again"
         ) from error
     identity = {
@@ -144,21 +143,21 @@ def open_efficientnet(file: Path, name: str, options: EncoderOptions, device: st
             "mean": 127,
             "scale": 1 / 128,
         },
-        "features": options.features,
+        "features": request.options.features,
         "pooled": "mean of the tokens",
     }
     return ImageEncoder(
-        name=name,
+        name=request.name,
         modality="image",
         # Twice as fast as the default layout on two cores.
-        module=freeze(model, device).to(memory_format=torch.channels_last),
-        device=device,
+        module=freeze(model, request.device).to(memory_format=torch.channels_last),
+        device=request.device,
         identity=identity,
         width=efficientnet.WIDTH,
         pooled_width=efficientnet.WIDTH,
         has_vector=False,
-        batch_size=options.batch_size or (4 if device == "cpu" else 64),
-        features=options.features,
+        batch_size=request.batch_size(4, 64),
+        features=request.options.features,
         pixels=efficientnet_pixels,
         run=_grid,
         memory_format=torch.channels_last,
@@ -183,9 +182,7 @@ def _transformer(
     run: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]],
     processor: Any,
     config: str,
-    name: str,
-    options: EncoderOptions,
-    device: str,
+    request: Request,
 ) -> ImageEncoder:
     def pixels(picture: PIL.Image.Image) -> np.ndarray:
         return np.asarray(processor(images=picture, return_tensors="np")["pixel_values"][0])
@@ -198,22 +195,22 @@ def _transformer(
         "weights": weights_digest(model),
         "processor": type(processor).__name__,
         "pixels": {key: values[key] for key in _PIXEL_KEYS if values.get(key) is not None},
-        "features": options.features,
+        "features": request.options.features,
         "pooled": "projected vector" if run is _clip else "mean of the tokens",
     }
-    freeze(model, device)
-    width, pooled_width = _widths(model, run, pixels, device)
+    freeze(model, request.device)
+    width, pooled_width = _widths(model, run, pixels, request.device)
     return ImageEncoder(
-        name=name,
+        name=request.name,
         modality="image",
         module=model,
-        device=device,
+        device=request.device,
         identity=identity,
         width=width,
         pooled_width=pooled_width,
         has_vector=run is _clip,
-        batch_size=options.batch_size or (8 if device == "cpu" else 64),
-        features=options.features,
+        batch_size=request.batch_size(8, 64),
+        features=request.options.features,
         pixels=pixels,
         run=run,
     )

@@ -14,14 +14,21 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from sensorium.errors import ConfigError, DataError
 from sensorium.parts.encoders_base import (
     LOAD_ERRORS,
     Encoded,
-    EncoderOptions,
     FrozenEncoder,
+    Request,
     computing,
     config_digest,
     fixed_batches,
@@ -94,13 +101,14 @@ class TextEncoder(FrozenEncoder):
             return hidden.cpu()
 
 
-def open_text_folder(folder: Path, name: str, options: EncoderOptions, device: str) -> TextEncoder:
+def open_text_folder(folder: Path, request: Request) -> TextEncoder:
     """A Hugging Face folder with an encoder of text and its tokenizer. Raises ConfigError."""
+    name, options = request.name, request.options
     config = read_json(folder / "config.json")
     if config.get("is_encoder_decoder") or config.get("is_decoder") or "vision_config" in config:
         raise ConfigError(
-            f"text encoder {name}: {folder} holds a model of type {config.get('model_type')!r}; allowed are encoders of "
-            "text only (BERT, RoBERTa, MPNet, E5, MiniLM and their like)"
+            f"text encoder {name}: {folder} holds a model of type {config.get('model_type')!r}; allowed are "
+            "encoders of text only (BERT, RoBERTa, MPNet, E5, MiniLM and their like)"
         )
     model = load_pretrained(AutoModel.from_pretrained, folder, name)
     try:
@@ -112,10 +120,10 @@ def open_text_folder(folder: Path, name: str, options: EncoderOptions, device: s
     if options.max_tokens > longest:
         raise ConfigError(f"text encoder {name}: max_tokens is {options.max_tokens}; the model reads at most {longest}")
     facts = {"config": config_digest(config), "tokenizer": _files_digest(folder)}
-    return _encoder(model, tokenizer, facts, name, options, device)
+    return _encoder(model, tokenizer, facts, request)
 
 
-def random_text(width: int, layers: int, seed_name: str, options: EncoderOptions, device: str) -> TextEncoder:
+def random_text(width: int, layers: int, request: Request) -> TextEncoder:
     """A BertModel with random weights and a byte tokenizer of its own; the caller has seeded."""
     tokenizer = _byte_tokenizer()
     config = BertConfig(
@@ -124,25 +132,24 @@ def random_text(width: int, layers: int, seed_name: str, options: EncoderOptions
         num_hidden_layers=layers,
         num_attention_heads=max(1, width // 16),
         intermediate_size=4 * width,
-        max_position_embeddings=options.max_tokens,
+        max_position_embeddings=request.options.max_tokens,
         initializer_range=width**-0.5,  # the usual 0.02 would leave so small a network next to linear
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
     model = BertModel(config, add_pooling_layer=False)
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    return _encoder(model, tokenizer, {"config": seed_name, "tokenizer": digest}, seed_name, options, device)
+    return _encoder(model, tokenizer, {"config": request.name, "tokenizer": digest}, request)
 
 
 def _encoder(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     facts: Mapping[str, str],
-    name: str,
-    options: EncoderOptions,
-    device: str,
+    request: Request,
 ) -> TextEncoder:
-    prefix = default_prefix(name) if options.prefix is None else options.prefix
+    options, device = request.options, request.device
+    prefix = default_prefix(request.name) if options.prefix is None else options.prefix
     width = int(model.config.hidden_size)
     identity = {
         "modality": "text",
@@ -156,7 +163,7 @@ def _encoder(
         "pooled": "mean of the real tokens, L2",
     }
     return TextEncoder(
-        name=name,
+        name=request.name,
         modality="text",
         module=freeze(model, device),
         device=device,
@@ -164,7 +171,7 @@ def _encoder(
         width=width,
         pooled_width=width,
         has_vector=False,
-        batch_size=options.batch_size or (16 if device == "cpu" else 128),
+        batch_size=request.batch_size(16, 128),
         features=options.features,
         tokenizer=tokenizer,
         prefix=prefix,

@@ -46,7 +46,9 @@ def converted(source: Path, cache: Path) -> Path:
         if not target.is_dir():
             _write_folder(source, target)
     except OSError as error:
-        raise ConfigError(f"cannot convert {binary} into {cache}: {error}; free the place or give another cache folder")
+        raise ConfigError(
+            f"cannot convert {binary} into {cache} ({error}); free the place or give another cache folder"
+        ) from error
     return target
 
 

@@ -165,8 +165,8 @@ class ThinkingTask(nn.Module):
             raise DataError(f"the batch holds none of: {', '.join(wanted)}")
         broken |= ~torch.stack(list(has.values())).any(dim=0)
         if bool(broken.any()):
-            index = batch["index"][broken].tolist()
-            raise DataError(f"sample {index[0]} ({len(index)} in this batch) holds none of: {', '.join(has)}")
+            numbers = batch.get("index", torch.arange(len(broken), device=broken.device))[broken].tolist()
+            raise DataError(f"sample {numbers[0]} ({len(numbers)} in this batch) holds none of: {', '.join(has)}")
         return has
 
     def _check_width(self, modality: Modality, kind: str, batch: Batch, width: int) -> None:
