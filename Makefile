@@ -35,8 +35,8 @@ docs: $(VENV)/.core
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1 | head -n 1);" \
-	    "Sensorium needs Python 3.11 or newer, for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	  echo "error: Sensorium needs Python 3.11 or newer; $(PYTHON) says: $$($(PYTHON) --version 2>&1 | head -n 1)." \
+	    "Name another one: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 

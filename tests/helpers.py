@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sensorium.config import Section
 from sensorium.engine import settings
-from sensorium.engine.contract import Batch, Evaluation, Family, Output, Source, Sources, Stage
+from sensorium.engine.contract import Batch, Evaluation, Family, Host, Output, Source, Sources, Stage
 from sensorium.errors import DataError
 
 
@@ -85,8 +85,8 @@ class ToyEvaluator:
         return Evaluation({"loss": float(collected["error"].mean())})
 
 
-def toy_sources(config: settings.RunConfig, say: Any) -> Sources:
-    del say
+def toy_sources(config: settings.RunConfig, host: Host) -> Sources:
+    del host
     assert isinstance(config.data, ToyData)
     whole = config.data.model_copy(update={"broken": (), "explode_at": ()})
     return Sources(ToySource(config.data, 0), ToySource(whole, 1000), ToySource(whole, 2000))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sensorium import config as configuration
 from sensorium import families
 from sensorium.engine import loop, optim, session, settings
-from sensorium.engine.contract import Batch, Family, Sources
+from sensorium.engine.contract import Batch, Family, Host, Sources
 from sensorium.engine.seeds import reseed
 from sensorium.engine.stages import learnable
 from sensorium.errors import DataError
@@ -46,7 +46,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         patch.setenv("SENSORIUM_CACHE", str(tmp_path_factory.mktemp("cache")))
         family = families.load(request.param)
         config = settings.resolve(family, "tiny")
-        sources = family.sources(config, lambda _: None)
+        sources = family.sources(config, Host())
         yield Case(family, config, sources, family.facts(config, sources))
 
 
@@ -164,7 +164,7 @@ def test_a_bad_sample_is_named(case: Case, tmp_path: Path) -> None:
             return self.source.example(index, seed)
 
     broken = Sources(Broken(case.sources.train), case.sources.val, case.sources.test)
-    family = replace(case.family, sources=lambda config, say: broken, facts=lambda config, found: dict(case.facts))
+    family = replace(case.family, sources=lambda config, host: broken, facts=lambda config, found: dict(case.facts))
     config = settings.resolve(family, "tiny", {"train": {"steps": 100}})
     with pytest.raises(DataError, match="sample one: broken on purpose; mend or remove it"):
         loop.train(family, config, tmp_path / "run", quiet=True)

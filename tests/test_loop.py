@@ -21,7 +21,12 @@ def steps_of(run: Path) -> list[dict[str, float]]:
 
 def test_a_non_finite_step_changes_nothing_and_is_said(tmp_path: Path) -> None:
     config = toy_config(
-        {"data": {"explode_at": [9], "length": 64}, "seed": 1, "train": {"steps": 8}, "checkpoint": {"every_steps": 1, "keep": 50}}
+        {
+            "data": {"explode_at": [9], "length": 64},
+            "seed": 1,
+            "train": {"steps": 8},
+            "checkpoint": {"every_steps": 1, "keep": 50},
+        }
     )
     loop.train(TOY, config, tmp_path / "run", quiet=True)
     events = [line for line in lines(tmp_path / "run/metrics.jsonl") if line["kind"] == "event"]

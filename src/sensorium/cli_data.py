@@ -77,7 +77,7 @@ def info() -> None:
     root = features.default_root()
     typer.echo(str(root))
     for entry in features.cache_info(root):
-        typer.echo(f"{entry.namespace[:12]}  {entry.entries:8} entries  {entry.bytes / 1e6:9.1f} MB  {entry.encoder}")
+        typer.echo(f"{entry.name[:12]}  {entry.entries:8} entries  {entry.bytes / 1e6:9.1f} MB  {entry.encoder}")
 
 
 @cache.command(epilog="Example: sensorium data cache clear")

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from sensorium import config as configuration
 from sensorium import families
 from sensorium.config import Section
+from sensorium.data import readers
 from sensorium.engine.contract import Family
 from sensorium.engine.settings import config_class, resolve
 
@@ -46,15 +47,23 @@ _BOUNDS: dict[type, tuple[str, str]] = {
 _OF_FAMILIES = ("model", "data")
 
 
-def reference(of: Mapping[str, Family]) -> str:
-    """The whole page: what every run has, then each family's own sections and presets."""
+def reference(of: Mapping[str, Family], options: Mapping[str, type[Section]]) -> str:
+    """The page: what every run has, each family's own sections and presets, the ``options`` of each reader."""
     anyone = next(iter(of.values()))
     common = [row for row in _rows(anyone) if row[0].split(".")[0] not in _OF_FAMILIES]
     parts = [INTRODUCTION, "## Every run", _sections(common)]
     for name, family in of.items():
         own = [row for row in _rows(family) if row[0].split(".")[0] in _OF_FAMILIES]
-        parts += [f"## Family `{name}`", family.summary[:1].upper() + family.summary[1:] + ".", _sections(own)]
+        parts += [
+            f"## Family `{name}`",
+            family.summary[:1].upper() + family.summary[1:] + ".",
+            _sections(own, f" of `{name}`"),
+        ]
         parts += [f"### Presets of `{name}`", _presets(family)]
+    parts.append("## Options of the readers")
+    for name, section in options.items():
+        rows = [(path, _cells(path, info, {})) for path, info in _fields(section, "data.options.")]
+        parts.append(_sections(rows, f" of reader `{name}`") if rows else f"Reader `{name}` has no options.")
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
@@ -127,16 +136,15 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
 
 
-def _sections(rows: list[Row]) -> str:
-    """One table a section; keys without a section come first."""
+def _sections(rows: list[Row], owner: str = "") -> str:
+    """One table a section under its own heading; keys without a section come first."""
     sections: dict[str, list[str]] = {}
     for path, cells in rows:
         section = path.split(".")[0] if "." in path else ""
         sections.setdefault(section, []).append(f"| `{path}` | {cells} |")
-    head = "| key | type | default | bounds | resume | meaning |\n| --- | --- | --- | --- | --- | --- |"
-    return "\n\n".join(
-        "\n".join(([f"### {name}\n"] if name else []) + [head, *lines]) for name, lines in sections.items()
-    )
+    head = "| key | type | default | bounds | resume | meaning |\n| --- | --- | --- | --- | --- | --- |\n"
+    titles = {name: f"### `{name}`{owner}\n\n" if name else "" for name in sections}
+    return "\n\n".join(titles[name] + head + "\n".join(lines) for name, lines in sections.items())
 
 
 def _presets(family: Family) -> str:
@@ -168,9 +176,17 @@ def _leaves(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def page() -> str:
+    """The reference of this installation: every family and every reader found."""
+    return reference(
+        {name: families.load(name) for name in families.names()},
+        {name: readers.load(name).Options for name in readers.names()},
+    )
+
+
 def main() -> None:
     """Write the page to the file that the command line names."""
-    Path(sys.argv[1]).write_text(reference({name: families.load(name) for name in families.names()}), encoding="utf-8")
+    Path(sys.argv[1]).write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import gc
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -17,7 +18,9 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
+from sensorium.engine.contract import Host
 from sensorium.engine.settings import Train
+from sensorium.engine.tracking import progress_bar
 from sensorium.errors import ConfigError, RunError
 
 
@@ -49,6 +52,13 @@ class Backend:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def host(self, *, quiet: bool) -> Host:
+        """What a family gets while it prepares its data; only the main process speaks."""
+        silent = quiet or not self.is_main
+        say = _silent if silent else print
+        bar = partial(progress_bar, quiet=silent)
+        return Host(str(self.device), self.rank, self.world, self.barrier, say, bar)
 
     def describe(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
@@ -146,6 +156,10 @@ class Backend:
     def peak_memory(self) -> int | None:
         """Largest number of bytes allocated on the GPU so far; None on a CPU."""
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+
+
+def _silent(_: str) -> None:
+    """Only the main process speaks."""
 
 
 def usable_precision(asked: str, cpu: bool) -> tuple[str, str | None]:

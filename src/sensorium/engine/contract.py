@@ -5,7 +5,8 @@ A family is one folder ``sensorium/families/<name>/`` whose ``__init__.py`` hold
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -63,6 +64,32 @@ class Sources:
     train: Source
     val: Source | None = None
     test: Source | None = None
+
+
+def _nothing(*_: object) -> None:
+    """Default of a ``Host``: alone and silent."""
+
+
+@contextmanager
+def _no_progress(description: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    del description, total
+    yield _nothing
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the engine lends a family while it prepares its data.
+
+    ``device`` is where to encode; processes of one run share the work by ``rank`` of ``world`` and meet at
+    ``barrier``. ``say`` prints a line; ``progress(description, total)`` shows a bar moved by ``advance(done, total)``.
+    """
+
+    device: str = "cpu"
+    rank: int = 0
+    world: int = 1
+    barrier: Callable[[], None] = _nothing
+    say: Callable[[str], None] = _nothing
+    progress: Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]] = _no_progress
 
 
 @dataclass(frozen=True)
@@ -178,7 +205,7 @@ def one_stage(config: RunConfig) -> tuple[Stage, ...]:
 class Family:
     """Everything the engine knows of a family.
 
-    ``sources(config, say)`` reads the data, fills the feature cache and returns the splits; ``say`` prints a line.
+    ``sources(config, host)`` reads the data, fills the feature cache and returns the splits.
     ``facts(config, sources)``: JSON values that the task needs from the data (encoder widths, means); stored with the
     run, so that a trained run opens without its data.
     ``task(config, facts)`` builds the one module of the run, whose ``forward(batch)`` returns ``Output``. The engine
@@ -191,7 +218,7 @@ class Family:
     model: type[Section]
     data: type[Section]
     presets: Mapping[str, Mapping[str, Any]]
-    sources: Callable[[RunConfig, Callable[[str], None]], Sources]
+    sources: Callable[[RunConfig, Host], Sources]
     facts: Callable[[RunConfig, Sources], dict[str, Any]]
     task: Callable[[RunConfig, Mapping[str, Any]], nn.Module]
     evaluator: Callable[[RunConfig], Evaluator]

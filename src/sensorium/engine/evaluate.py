@@ -15,7 +15,7 @@ from sensorium.engine.loader import Batches
 from sensorium.engine.order import evaluation_batches
 from sensorium.engine.results import Result, write_result
 from sensorium.engine.seeds import derive
-from sensorium.engine.session import choose_checkpoint, mute, open_run
+from sensorium.engine.session import choose_checkpoint, open_run
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import ConfigError, DataError
 
@@ -77,7 +77,7 @@ def evaluate_run(family: Family, folder: Path, split: str, which: str, *, quiet:
     loaded = open_run(family, folder, path.name)
     config = loaded.config
     with Backend(config.train) as backend:
-        found = family.sources(config, print if backend.is_main and not quiet else mute)
+        found = family.sources(config, backend.host(quiet=quiet))
         splits = {"train": found.train, "val": found.val, "test": found.test}
         source = splits.get(split)
         if source is None:

@@ -32,7 +32,6 @@ from sensorium.engine.session import (
     build_task,
     frozen_digest,
     load_weights,
-    mute,
     restore,
     stop_on_signal,
     summary,
@@ -68,9 +67,10 @@ def train(
 
 def _train(family: Family, config: RunConfig, folder: Path, backend: Backend, *, quiet: bool) -> Evaluation | None:
     begun = time.monotonic()
-    say: Say = mute if quiet else print
+    host = backend.host(quiet=quiet)
+    say = host.say
     say(f"Device: {backend.describe()}")
-    sources = family.sources(config, say)
+    sources = family.sources(config, host)
     task, _ = build_task(family, config, sources, folder, backend)
     parameters = learnable(task)
     progress = restore(folder, task, parameters, config, say) or Progress(Guard(config.guard.max_skipped))

@@ -28,10 +28,6 @@ from sensorium.errors import CheckpointError
 Say = Callable[[str], None]
 
 
-def mute(_: str) -> None:
-    """A ``Say`` that says nothing."""
-
-
 class Mute:
     """The tracker of the processes that do not write."""
 

@@ -241,6 +241,8 @@ def _encoder(model: Any, front: Front, facts: Mapping[str, str], request: Reques
         "modality": "audio",
         "class": type(model).__name__,
         "width": width,
+        "pooled_width": width,
+        "has_vector": False,
         **facts,
         "extractor": dict(front.values),
         "window_samples": front.window,

@@ -202,13 +202,19 @@ LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportE
 
 
 def load_pretrained(
-    load: Callable[..., tuple[ModelT, dict[str, Any]]], folder: Path, name: str, **named: Any
+    load: Callable[..., tuple[ModelT, dict[str, Any]]],
+    folder: Path,
+    name: str,
+    key_mapping: dict[str, str] | None = None,
 ) -> ModelT:
     """``load`` is a class's ``from_pretrained``. Weights in float32, every one from the file: a weight that is missing
-    would be drawn at random, and is a ConfigError here. An unused ``pooler`` is left out."""
+    would be drawn at random, and is a ConfigError here. An unused ``pooler`` is left out. ``key_mapping``: names in the file (regular expressions) ->
+    names in the model."""
     try:
         with quiet():
-            model, report = load(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **named)
+            model, report = load(
+                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, key_mapping=key_mapping
+            )
     except LOAD_ERRORS as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"encoder {name}: {folder} cannot be loaded ({first}); give a complete folder") from error

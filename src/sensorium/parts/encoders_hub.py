@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+# Base of the transport's errors; the package it comes from differs between versions of huggingface_hub.
+from huggingface_hub.errors import HTTPError as TransportError
 
 from sensorium.errors import ConfigError
 
-_SECONDS = 5.0  # for the first answer; the library's own retries take most of a minute
+_SECONDS = 5.0  # for the first answer; on a network that swallows everything the library waits for minutes
 _SMALL_FILES = ["*.json", "*.txt", "*.model"]
 _WEIGHTS = (["*.safetensors"], ["pytorch_model*.bin"])  # the second only where the first does not exist
 
@@ -27,15 +33,25 @@ def hub_folder(name: str, kind: str) -> Path:
                 return folder
         if constants.HF_HUB_OFFLINE:
             raise ConfigError(_line(name, kind, "HF_HUB_OFFLINE forbids to fetch it"))
+        _require_answer()
         for weights in _WEIGHTS:
             folder = Path(_snapshot(name, weights, only_local=False))
             if _complete(folder, weights):
                 return folder
     except HFValidationError as error:
         raise ConfigError(_line(name, kind, "this is no possible hub name")) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (TransportError, http.client.HTTPException, OSError) as error:
         raise ConfigError(_line(name, kind, _reason(error))) from error
     raise ConfigError(_line(name, kind, "the hub has no config.json with safetensors or pytorch_model.bin for it"))
+
+
+def _require_answer() -> None:
+    """Raises OSError or HTTPException unless the hub answers anything at all, soon."""
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        error.close()  # an answer, if not the one for this page
 
 
 def _local(name: str, weights: list[str]) -> Path | None:
@@ -61,9 +77,9 @@ def _complete(folder: Path, weights: list[str]) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    cause = error.__cause__ or error
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error.__cause__ or error
     lines = str(cause).strip().splitlines()
-    return f"{constants.ENDPOINT} answers: {lines[0]}" if lines else f"{constants.ENDPOINT}: {type(cause).__name__}"
+    return f"{constants.ENDPOINT}: {lines[0] if lines else type(cause).__name__}"
 
 
 def _line(name: str, kind: str, reason: str) -> str:

@@ -135,6 +135,8 @@ def open_efficientnet(file: Path, request: Request) -> ImageEncoder:
         "modality": "image",
         "class": "EfficientNetLite0",
         "width": efficientnet.WIDTH,
+        "pooled_width": efficientnet.WIDTH,
+        "has_vector": False,
         "weights": weights_digest(model),
         "pixels": {
             "pad": "white, to a square",
@@ -187,10 +189,15 @@ def _transformer(
     def pixels(picture: PIL.Image.Image) -> np.ndarray:
         return np.asarray(processor(images=picture, return_tensors="np")["pixel_values"][0])
 
+    freeze(model, request.device)
+    width, pooled_width = _widths(model, run, pixels, request.device)
     values = processor.to_dict()
     identity = {
         "modality": "image",
         "class": type(model).__name__,
+        "width": width,
+        "pooled_width": pooled_width,
+        "has_vector": run is _clip,
         "config": config,
         "weights": weights_digest(model),
         "processor": type(processor).__name__,
@@ -198,8 +205,6 @@ def _transformer(
         "features": request.options.features,
         "pooled": "projected vector" if run is _clip else "mean of the tokens",
     }
-    freeze(model, request.device)
-    width, pooled_width = _widths(model, run, pixels, request.device)
     return ImageEncoder(
         name=request.name,
         modality="image",

@@ -155,6 +155,8 @@ def _encoder(
         "modality": "text",
         "class": type(model).__name__,
         "width": width,
+        "pooled_width": width,
+        "has_vector": False,
         **facts,
         "weights": weights_digest(model),
         "prefix": prefix,

@@ -31,7 +31,7 @@ class ModelConfig(Section):
     think_steps_max: int | None = Field(
         None, ge=1, le=64, description="Train with K drawn from 1 to this in each step; null keeps `think_steps`."
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of every update of the memory, in training.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of whole channels in every update of the memory.")
     layer_scale: float = Field(0.1, ge=0, le=1, description="Initial LayerScale of the walker's updates.")
     slot_competition: bool = Field(
         False, description="Slots compete for tokens: softmax over slots instead of over tokens."

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +15,8 @@ from pydantic import Field
 
 from sensorium.config import Section
 from sensorium.data import features, readers
-from sensorium.data.items import MODALITIES, SPLITS, DataSet, Item, Modality
-from sensorium.engine.contract import Batch, Sources
+from sensorium.data.items import MODALITIES, SPLITS, Item, Modality
+from sensorium.engine.contract import Batch, Host, Sources
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import DataError
 from sensorium.parts.encoders import EncoderOptions, FrozenEncoder, open_encoder
@@ -39,7 +41,21 @@ class DataConfig(Section):
     cache: str | None = Field(None, description="Folder of the feature cache; null takes SENSORIUM_CACHE or ~/.cache.")
     cache_dtype: Literal["float16", "float32"] = Field("float16", description="How cached features are stored.")
     use_cache: bool = Field(True, description="False encodes anew for every batch.")
-    cache_workers: int = Field(2, ge=0, le=64, description="Processes that decode while the cache is filled.")
+
+
+@dataclass(frozen=True)
+class Sense:
+    """The features of one modality: where they are, and their widths. ``store`` answers ``key`` and ``get``."""
+
+    store: features.FeatureSource
+    identity: str
+    width: int
+    pooled_width: int
+    has_vector: bool
+
+
+def cache_root(config: DataConfig) -> Path:
+    return Path(config.cache).expanduser() if config.cache else features.default_root()
 
 
 def open_encoders(config: DataConfig, device: str = "cpu") -> dict[Modality, FrozenEncoder]:
@@ -56,24 +72,22 @@ def open_encoders(config: DataConfig, device: str = "cpu") -> dict[Modality, Fro
         "image": config.image_encoder,
         "audio": config.audio_encoder,
     }
-    return {m: open_encoder(m, name, options, device) for m, name in names.items() if name is not None}
+    root = cache_root(config)
+    return {m: open_encoder(m, name, options, root, device) for m, name in names.items() if name is not None}
 
 
 class FeatureSource:
-    """One split: an item a row, its frozen features by modality.
+    """One split: an item a row, its frozen features by modality."""
 
-    ``features`` maps a modality to what answers ``get(content)``: a FeatureStore, or LiveFeatures without a cache.
-    """
-
-    def __init__(self, items: Sequence[Item], store: Mapping[Modality, Any], numbers: Mapping[str, int]) -> None:
-        self.items, self.features = items, store
+    def __init__(self, items: Sequence[Item], senses: Mapping[Modality, Sense], numbers: Mapping[str, int]) -> None:
+        self.items, self.senses = items, senses
         self.groups = np.array([numbers[item.group] for item in items], np.int64)
-        self.keys = {m: [_key(store[m], item.content(m)) for item in items] for m in store}
-        text = "\n".join([*sorted(f"{m}:{s.namespace}" for m, s in store.items()), *self._lines()])
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
-
-    def _lines(self) -> list[str]:
-        return [f"{item.id}\t{item.group}\t{[self.keys[m][i] for m in self.keys]}" for i, item in enumerate(self.items)]
+        self.keys = {modality: _keys(sense, modality, items) for modality, sense in senses.items()}
+        lines = [f"{m} {sense.identity}" for m, sense in sorted(senses.items())]
+        lines += [
+            f"{item.id}\t{item.group}\t{[keys[i] for keys in self.keys.values()]}" for i, item in enumerate(items)
+        ]
+        self.fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -81,13 +95,13 @@ class FeatureSource:
     def example(self, index: int, seed: int) -> Mapping[str, Any]:
         """Frozen features need no randomness; ``seed`` is there for the contract."""
         del seed
-        found = {m: self.features[m].get(keys[index]) for m, keys in self.keys.items() if keys[index] is not None}
+        found = {m: self.senses[m].store.get(key) for m, keys in self.keys.items() if (key := keys[index]) is not None}
         if not found:
             raise DataError(f"{self.items[index].id}: has none of the modalities {', '.join(self.keys)}")
         return {"group": self.groups[index], **found}
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
-        return collate(examples, self.features)
+        return collate(examples, self.senses)
 
     def distinct(self, modality: Modality) -> np.ndarray:
         """Rows that are the first with their content in their group: the gallery and the queries of an evaluation."""
@@ -123,55 +137,59 @@ def collate(examples: Sequence[Mapping[str, Any]], encoders: Mapping[Modality, A
     return batch
 
 
-def _key(store: Any, content: str | Path | None) -> str | None:
-    return None if content is None else store.key(content)
+def _keys(sense: Sense, modality: Modality, items: Sequence[Item]) -> list[str | None]:
+    """The cache key of each item's content; None where an item lacks the modality."""
+    contents = [item.content(modality) for item in items]
+    keys = iter(sense.store.keys([content for content in contents if content is not None]))
+    return [None if content is None else next(keys) for content in contents]
 
 
-def load_dataset(config: DataConfig, say: Callable[[str], None]) -> DataSet:
-    """Read the data set that the configuration names."""
-    dataset = readers.read(config.reader, Path(config.root) if config.root else None, config.options)
-    for note in dataset.notes:
-        say(note)
-    return dataset
-
-
-def sources(config: RunConfig, say: Callable[[str], None]) -> Sources:
+def sources(config: RunConfig, host: Host) -> Sources:
     """Read, encode what is not in the cache, and split. Raises DataError when there is nothing to train on."""
     data = config.data
     assert isinstance(data, DataConfig)
-    dataset = load_dataset(data, say)
+    dataset = readers.read(data.reader, Path(data.root) if data.root else None, data.options)
+    for note in dataset.notes:
+        host.say(note)
     found = {m for m in MODALITIES if any(item.has(m) for item in dataset.items)}
-    encoders = open_encoders(data)
+    encoders = open_encoders(data, host.device)
     for modality in [m for m in encoders if m not in found]:
-        say(f"{modality.capitalize()}: none found in {dataset.root}; training without it")
+        host.say(f"{modality.capitalize()}: none found in {dataset.root}; training without it")
         del encoders[modality]
     if len(encoders) < 2:
-        raise DataError(f"{dataset.name}: found only {', '.join(sorted(found))}; at least two modalities are needed")
+        there = ", ".join(m for m in MODALITIES if m in encoders) or "none"
+        raise DataError(f"{dataset.name}: usable modalities: {there}; retrieval needs at least two")
     numbers = {group: number for number, group in enumerate(sorted({item.group for item in dataset.items}))}
-    stores = open_stores(data, encoders, dataset.items)
+    senses = {m: _sense(data, encoder, dataset.items, host) for m, encoder in encoders.items()}
     splits = {}
     for split in SPLITS:
-        items = [item for item in dataset.of_split(split) if any(item.has(m) for m in stores)]
-        splits[split] = FeatureSource(items, stores, numbers) if items else None
-    if splits["train"] is None:
+        items = [item for item in dataset.of_split(split) if any(item.has(m) for m in senses)]
+        splits[split] = FeatureSource(items, senses, numbers) if items else None
+    train = splits["train"]
+    if train is None:
         raise DataError(f"{dataset.name}: no training items in {dataset.root}")
-    return Sources(splits["train"], splits["val"], splits["test"])
+    return Sources(train, splits["val"], splits["test"])
 
 
-def open_stores(
-    data: DataConfig, encoders: Mapping[Modality, FrozenEncoder], items: Sequence[Item]
-) -> dict[Modality, Any]:
-    """A filled feature store for each modality, or live encoders where the cache is switched off."""
-    root = Path(data.cache).expanduser() if data.cache else features.default_root()
-    stores: dict[Modality, Any] = {}
-    for modality, encoder in encoders.items():
-        contents = [content for item in items if (content := item.content(modality)) is not None]
-        if data.use_cache:
-            options = features.FillOptions(dtype=data.cache_dtype, workers=data.cache_workers)
-            stores[modality] = features.cached(encoder, contents, root, options)
-        else:
-            stores[modality] = features.LiveFeatures(encoder)
-    return stores
+def _sense(data: DataConfig, encoder: FrozenEncoder, items: Sequence[Item], host: Host) -> Sense:
+    """The filled cache of one modality, or its live encoder where the cache is switched off."""
+    store: features.FeatureSource = features.LiveFeatures(encoder)
+    if data.use_cache:
+        contents = [content for item in items if (content := item.content(encoder.modality)) is not None]
+        with host.progress(f"encode {encoder.modality}", len(set(contents))) as advance:
+            options = features.FillOptions(
+                dtype=data.cache_dtype,
+                rank=host.rank,
+                world_size=host.world,
+                barrier=host.barrier,
+                progress=advance,
+                say=host.say,
+            )
+            store = features.cached(encoder, contents, cache_root(data), options)
+    if encoder.truncated:
+        host.say(f"{encoder.name}: {encoder.truncated} samples were longer than it takes, and cut")
+    identity = json.dumps([encoder.identity, data.cache_dtype if data.use_cache else "live"], sort_keys=True)
+    return Sense(store, identity, encoder.width, encoder.pooled_width, encoder.has_vector)
 
 
 def facts(config: RunConfig, found: Sources) -> dict[str, Any]:
@@ -180,13 +198,15 @@ def facts(config: RunConfig, found: Sources) -> dict[str, Any]:
     train = found.train
     assert isinstance(train, FeatureSource)
     modalities: dict[str, Any] = {}
-    for modality, store in train.features.items():
+    for modality, sense in train.senses.items():
         rows = [key for row in train.distinct(modality) if (key := train.keys[modality][row]) is not None]
-        total = sum(store.get(key).pooled.astype(np.float64) for key in rows)
+        total = np.zeros(sense.pooled_width)
+        for key in rows:
+            total += sense.store.get(key).pooled
         modalities[modality] = {
-            "width": store.width,
-            "pooled_width": store.pooled_width,
-            "has_vector": store.has_vector,
+            "width": sense.width,
+            "pooled_width": sense.pooled_width,
+            "has_vector": sense.has_vector,
             "mean": (total / max(1, len(rows))).tolist(),
         }
     return {"modalities": modalities}

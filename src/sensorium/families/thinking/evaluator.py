@@ -52,7 +52,7 @@ class RetrievalEvaluator:
 
     def score(self, collected: Mapping[str, Tensor], source: Source, *, final: bool) -> Evaluation:
         assert isinstance(source, FeatureSource)
-        results = {(q, g): self._rank(collected, source, q, g) for q, g in permutations(source.features, 2)}
+        results = {(q, g): self._rank(collected, source, q, g) for q, g in permutations(source.senses, 2)}
         metrics = {"loss": float(collected["loss"].mean())}
         for (query, gallery), result in results.items():
             name = direction(query, gallery)
@@ -82,11 +82,11 @@ class RetrievalEvaluator:
             rows = []
             for steps in present:
                 found = {
-                    p: self._rank(collected, source, *p, suffix=f"@{steps}") for p in permutations(source.features, 2)
+                    p: self._rank(collected, source, *p, suffix=f"@{steps}") for p in permutations(source.senses, 2)
                 }
                 mark = " (as trained)" if steps == self.model.think_steps else ""
                 rows.append((f"K = {steps}{mark}", *(r.recall[1] for r in found.values()), _r_sum(found)))
-            columns = ("thinking steps", *(f"{direction(*p)} R@1" for p in permutations(source.features, 2)), "R-Sum")
+            columns = ("thinking steps", *(f"{direction(*p)} R@1" for p in permutations(source.senses, 2)), "R-Sum")
             yield Table(
                 "More or less thinking", columns, tuple(rows), "The same weights with another number of steps K."
             )
@@ -158,7 +158,7 @@ def _warnings(metrics: Mapping[str, float]) -> Iterator[str]:
 
 
 def _galleries(collected: Mapping[str, Tensor], source: FeatureSource) -> Iterator[Gallery]:
-    for query, gallery in permutations(source.features, 2):
+    for query, gallery in permutations(source.senses, 2):
         if gallery == "audio" and query == "text":
             continue  # text to sound says no more than sound to text, and six galleries tire the reader
         yield Gallery(

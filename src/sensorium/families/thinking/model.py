@@ -17,7 +17,7 @@ from torch.nn import functional
 from sensorium.data.items import MODALITIES, Modality
 from sensorium.engine.contract import Batch
 from sensorium.families.thinking.config import ModelConfig
-from sensorium.parts.attention import Block, CrossAttention, Keys, Mlp, Pool, Scale, init_weights, join
+from sensorium.parts.attention import Block, ChannelDropout, CrossAttention, Keys, Mlp, Pool, Scale, init_weights, join
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,25 @@ class PooledHead(nn.Module):
         return result
 
 
+class Entrance(nn.Module):
+    """LayerNorm and Linear over frozen features ``[..., E] -> [..., D]``.
+
+    The norm's gain and shift are folded into the Linear (D x E numbers in place of B x N x E). The features need no
+    gradient, so the largest product of the backward pass, from D back to E only for the gain's sake, falls away.
+    """
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(features)
+        self.linear = nn.Linear(features, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.linear.weight * self.norm.weight
+        bias = self.linear.bias + self.linear.weight @ self.norm.bias
+        normal = functional.layer_norm(x, self.norm.normalized_shape, eps=self.norm.eps)
+        return functional.linear(normal, weight, bias)
+
+
 class Adapter(nn.Module):
     """Tokens ``[B, N, E]`` to ``[B, N(+1), D]``: LayerNorm, Linear, residual MLP, modality embedding.
 
@@ -99,10 +118,8 @@ class Adapter(nn.Module):
 
     def __init__(self, token_width: int, width: int, vector_width: int | None) -> None:
         super().__init__()
-        self.tokens = nn.Sequential(nn.LayerNorm(token_width), nn.Linear(token_width, width))
-        self.vector = None
-        if vector_width is not None:
-            self.vector = nn.Sequential(nn.LayerNorm(vector_width), nn.Linear(vector_width, width))
+        self.tokens = Entrance(token_width, width)
+        self.vector = None if vector_width is None else Entrance(vector_width, width)
         self.mlp = Mlp(width, 2)
         self.modality = nn.Parameter(torch.empty(width))
         init_weights(self)
@@ -127,7 +144,7 @@ class Aggregator(nn.Module):
         self.cross = CrossAttention(config.width, config.heads, config.slot_competition)
         self.mlp = Mlp(config.width, 4)
         self.block = Block(config.width, config.heads, config.dropout)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = ChannelDropout(config.dropout)
         init_weights(self)
         # Small beside what the slots read, so that read-outs of different samples differ from the first step.
         nn.init.normal_(self.slots, std=0.02)
@@ -150,7 +167,7 @@ class Walker(nn.Module):
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.dropout, config.layer_scale) for _ in range(config.walker_blocks)
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = ChannelDropout(config.dropout)
         init_weights(self)
 
     def forward(self, z_RMD: Tensor, groups: Sequence[Keys]) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sensorium.data import media
 from sensorium.data.items import MODALITIES, Item, Modality
-from sensorium.engine.contract import Hit, Loaded
+from sensorium.engine.contract import Hit, Host, Loaded
 from sensorium.errors import CheckpointError, ConfigError
 from sensorium.families.thinking.data import DataConfig, FeatureSource, collate, open_encoders, sources
 from sensorium.families.thinking.task import ThinkingTask
@@ -92,14 +92,14 @@ class Searcher:
 
     def build_index(self) -> None:
         """Embed every distinct text, picture and recording of the run's data set; appears by one rename."""
-        found = sources(self.loaded.config, lambda _: None)
+        found = sources(self.loaded.config, Host())
         splits = [split for split in (found.train, found.val, found.test) if isinstance(split, FeatureSource)]
         items = [item for split in splits for item in split.items]
         temporary = self._folder.with_name(f".{self._folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         rows: dict[str, list[int]] = {}
-        for modality in found.train.features if isinstance(found.train, FeatureSource) else {}:
+        for modality in found.train.senses if isinstance(found.train, FeatureSource) else {}:
             parts, rows[modality], before = [], [], 0
             for split in splits:
                 distinct = split.distinct(modality)
