@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -101,6 +102,21 @@ def test_the_family_refuses_what_it_does_not_know(
 
 def test_without_its_folder_there_is_no_such_family() -> None:
     assert "thumbnails" not in families.names()
+
+
+def test_the_contract_test_takes_the_family_in(tmp_path: Path) -> None:
+    """It is tested because it is there: the same checks as for every other family, in a process that finds it."""
+    folder = write_family(tmp_path / "families").parent
+    text = f"from sensorium import families\nfamilies.__path__.append({str(folder)!r})\n"
+    (tmp_path / "more_families.py").write_text(text)
+    words = ["-p", "more_families", "-p", "no:cacheprovider", "tests/test_contract.py", "-k", "thumbnails"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 9
 
 
 def test_the_blocks_keep_the_rules_of_the_house(tmp_path: Path) -> None:

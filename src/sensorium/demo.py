@@ -14,7 +14,6 @@ import typer
 
 from sensorium import config as configuration
 from sensorium import families
-from sensorium.data import features
 from sensorium.engine import loop, rundir, settings
 from sensorium.engine.contract import Evaluation, Table
 from sensorium.engine.report import write_report
@@ -64,7 +63,7 @@ def run_demo(data: str, languages: Sequence[str], run: Path, seed: int, override
     with _timed(seconds, "index and search"):
         _search(run, QUERIES[data])
     report = write_report(run)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30
     for name, value in seconds.items():
         typer.echo(f"{value:7.1f} s  {name}")
     typer.echo(f"{peak:7.2f} GB peak memory")
@@ -77,13 +76,12 @@ def data_settings(data: str, languages: Sequence[str]) -> dict[str, Any]:
     if data == "synthetic":
         return {"reader": "synthetic", **RANDOM}
     if data == "stamps":
-        return {"reader": "stamps", **PACKAGED, "audio_window_seconds": 6.0, "options": {"speech": list(languages)}}
-    speech = str(features.default_root().parent / "speech")
+        return {"reader": "stamps", **PACKAGED, "audio_window_seconds": 4.0, "options": {"speech": list(languages)}}
     return {
         "reader": "emoji",
         **PACKAGED,
-        "audio_window_seconds": 4.0,
-        "options": {"art": ["twemoji"], "speech": True, "speech_folder": speech},
+        "audio_window_seconds": 2.0,
+        "options": {"art": ["twemoji"], "speech": True},
     }
 
 

@@ -38,8 +38,9 @@ class Encoded(Protocol):
 class Encoder(Protocol):
     """What the cache needs of an encoder; ``sensorium.parts.encoders.FrozenEncoder`` is one.
 
-    ``identity``: JSON values that decide the features, among them the widths and ``has_vector``. ``has_vector``: ``pooled`` is a projection of its own, not a
-    mean of tokens. ``batch_size``: samples of one forward pass. ``max_seconds``: part of a recording that counts.
+    ``identity``: JSON values that decide the features, among them the next three. ``has_vector``: ``pooled`` is a
+    projection of its own, not a mean of tokens. ``batch_size``: samples of one forward pass. ``max_seconds``: part of
+    a recording that counts.
     ``prepare`` is called on several threads at once, except for text; it takes a caption, an RGB picture, or mono
     sound ``[samples]`` float32 at 16 kHz. A result of ``encode`` must not depend on the other samples of the call.
     """
@@ -102,14 +103,14 @@ def fill(store: FeatureStore, encoder: Encoder, wanted: Mapping[str, Content], o
     try:
         for chunk in _chunks(_prepared(encoder, wanted, options), _chunk_size(encoder)):
             good = [(key, sample) for key, sample in chunk if not isinstance(sample, DataError)]
+            features = encoder.encode([sample for _, sample in good])
+            for (key, _), result in zip(good, features, strict=True):
+                pending.append(_entry(key, result, wanted[key], encoder, options.dtype))
             for key, problem in chunk:
                 if isinstance(problem, DataError):
                     if options.policy == "raise":
                         raise problem
                     skipped[key] = str(problem)
-            features = encoder.encode([sample for _, sample in good])
-            for (key, _), result in zip(good, features, strict=True):
-                pending.append(_entry(key, result, wanted[key], encoder, options.dtype))
             done += len(chunk)
             full = len(pending) >= options.shard_entries or sum(entry.nbytes for entry in pending) >= _SHARD_BYTES
             if pending and (full or time.monotonic() - since > options.shard_seconds):

@@ -31,10 +31,21 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 # Pillow documents OSError and SyntaxError; its parsers let the others through on damaged files.
-_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
+_IMAGE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
 _WARNINGS = threading.Lock()  # warnings.catch_warnings changes the whole process
 _WAV_DATA = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
 _STREAMED_WAV = 0x7FFFF000  # sizes from here on are what writers to a pipe put in place of the unknown length
+_PIECE = 1 << 20  # frames read at a time
 _MP3_SLACK = 2 * 1152  # encoder delay and padding: MP3 headers may promise up to two frames more than there are
 
 
@@ -92,7 +103,7 @@ def load_audio(path: Path, rate: int = 16000, max_seconds: float | None = None) 
             _require_whole_wav(path, sound.extra_info)
             limit = sound.frames if max_seconds is None else round(max_seconds * sound.samplerate)
             expected = min(sound.frames, limit)
-            frames = sound.read(expected, dtype="float32", always_2d=True)
+            frames = _read_frames(sound, expected)
             source_rate = sound.samplerate
     except soundfile.SoundFileError as error:
         reason = _reason(error).removeprefix(f"Error opening {str(path)!r}: ")
@@ -107,6 +118,19 @@ def load_audio(path: Path, rate: int = 16000, max_seconds: float | None = None) 
     if source_rate != rate:
         mono = soxr.resample(mono, source_rate, rate).astype(np.float32, copy=False)
     return mono
+
+
+def _read_frames(sound: soundfile.SoundFile, count: int) -> Samples:
+    """Up to ``count`` frames, float32 ``[frames, channels]``, in pieces: a damaged header may promise terabytes."""
+    pieces = [np.zeros((0, sound.channels), np.float32)]
+    left = count
+    while left > 0:
+        piece = sound.read(min(left, _PIECE), dtype="float32", always_2d=True)
+        if len(piece) == 0:
+            break
+        pieces.append(piece)
+        left -= len(piece)
+    return np.concatenate(pieces)
 
 
 def _require_file(path: Path) -> None:

@@ -133,6 +133,7 @@ class _Library:
         self._rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, b".", _DONT_EXIT)
         if self._rate <= 0:
             raise DataError(f"the voices in {self._path.parent} cannot be opened")
+        self._library.espeak_ng_SetRandSeed(1)  # of the breath in some voices
         self._library.espeak_SetSynthCallback(self._callback)
         return self
 

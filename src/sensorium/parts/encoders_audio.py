@@ -172,10 +172,16 @@ def _whisper(model: Any, extractor: Any, config: str, request: Request) -> Audio
     window = frames * _WHISPER_HOP
 
     def extract(wave: np.ndarray) -> np.ndarray:
-        mel = extractor(wave, sampling_rate=SAMPLE_RATE, max_length=window, return_tensors="np")
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):  # the caller may be training
+            mel = extractor(wave, sampling_rate=SAMPLE_RATE, max_length=window, return_tensors="np")
         return np.asarray(mel["input_features"][0], dtype=np.float32)
 
-    keys = ("feature_size", "sampling_rate", "hop_length", "n_fft", "dither", "padding_value")
+    if extractor.dither:
+        raise ConfigError(
+            f"audio encoder {request.name}: its extractor adds noise (dither {extractor.dither}), so no sound has the "
+            'same features twice; set "dither" to 0.0 in preprocessor_config.json'
+        )
+    keys = ("feature_size", "sampling_rate", "hop_length", "n_fft", "padding_value")
     front = Front(window, _WHISPER_HOP, extract, _last_hidden_state, _values(extractor, keys))
     # At the full window one clip fills two cores; on short windows a pass has too little to do for one.
     return _encoder(model, front, facts, request, request.batch_size(1 if frames > 400 else 4, 16))

@@ -207,9 +207,11 @@ def load_pretrained(
     name: str,
     key_mapping: dict[str, str] | None = None,
 ) -> ModelT:
-    """``load`` is a class's ``from_pretrained``. Weights in float32, every one from the file: a weight that is missing
-    would be drawn at random, and is a ConfigError here. An unused ``pooler`` is left out. ``key_mapping``: names in the file (regular expressions) ->
-    names in the model."""
+    """``load`` is a class's ``from_pretrained``; ``key_mapping``: names in the file (patterns) -> names in the model.
+
+    Weights in float32, every one from the file: a weight that is missing would be drawn at random, and is a
+    ConfigError here. An unused ``pooler`` is left out.
+    """
     try:
         with quiet():
             model, report = load(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def open_image_folder(folder: Path, request: Request) -> ImageEncoder:
     """A Hugging Face folder with a vision tower; of CLIP and SigLIP only that part is loaded. Raises ConfigError."""
     name = request.name
     config = read_json(folder / "config.json")
-    load, run = _vision_class(config)
+    load, run = _vision_class(folder, config)
     model = load_pretrained(load, folder, name)
     try:
         with quiet():
@@ -231,12 +232,15 @@ def _widths(
     return tokens_BND.shape[-1], pooled_BD.shape[-1]
 
 
-def _vision_class(config: Mapping[str, Any]) -> tuple[Callable[..., Any], Any]:
+def _vision_class(folder: Path, config: Mapping[str, Any]) -> tuple[Callable[..., Any], Any]:
     kind = config.get("model_type")
     if kind in ("clip", "clip_vision_model"):
         if config.get("architectures") == ["CLIPVisionModel"]:
             return CLIPVisionModel.from_pretrained, _tokens
-        return CLIPVisionModelWithProjection.from_pretrained, _clip
+        vision = CLIPVisionConfig.from_pretrained(folder, local_files_only=True)
+        if kind == "clip":  # of the whole model; the vision part's own value is not always the true one
+            vision.projection_dim = config.get("projection_dim", vision.projection_dim)
+        return partial(CLIPVisionModelWithProjection.from_pretrained, config=vision), _clip
     if kind in ("siglip", "siglip_vision_model"):
         return SiglipVisionModel.from_pretrained, _tokens
     return AutoModel.from_pretrained, _tokens

@@ -14,6 +14,7 @@ import os
 import shutil
 import struct
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from sensorium.errors import ConfigError
 
 # CTranslate2's numbers of its types (include/ctranslate2/types.h) that a Whisper file holds.
 _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
+_FILES = "files.json"
 _FORMAT = 1  # of the folder written here; a change makes older folders unused
 
 
@@ -36,6 +38,7 @@ def converted(source: Path, cache: Path) -> Path:
     It lies in ``cache/encoders/<name>-<digest of model.bin>`` and appears by one rename::
 
         config.json  preprocessor_config.json  model.safetensors  tokenizer.json (if the source has one)
+        files.json   names and sizes of the others; a folder that differs from it is made again
 
     Raises ConfigError if ``model.bin`` is not a Whisper model of the known format, or the folder cannot be written.
     """
@@ -43,7 +46,7 @@ def converted(source: Path, cache: Path) -> Path:
     try:
         digest = hashlib.sha256(binary.read_bytes()).hexdigest()
         target = cache / "encoders" / f"whisper-ct2-{digest[:16]}-{_FORMAT}"
-        if not target.is_dir():
+        if not _is_whole(target):
             _write_folder(source, target)
     except OSError as error:
         raise ConfigError(
@@ -56,6 +59,9 @@ def _write_folder(source: Path, target: Path) -> None:
     tensors = read_model(source / "model.bin")
     state = to_transformers(tensors)
     target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(".tmp-*"):
+        if time.time() - left.stat().st_mtime > 3600:  # of a process that was killed; this takes a second or two
+            shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=target.parent))
     try:
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
@@ -64,16 +70,28 @@ def _write_folder(source: Path, target: Path) -> None:
         (temporary / "preprocessor_config.json").write_text(json.dumps(_preprocessor(config), indent=2))
         if (source / "tokenizer.json").is_file():
             shutil.copyfile(source / "tokenizer.json", temporary / "tokenizer.json")
+        sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
+        (temporary / _FILES).write_text(json.dumps(sizes, indent=1))
         for path in [*temporary.iterdir(), temporary]:
             _sync(path)
+        if target.is_dir() and not _is_whole(target):
+            shutil.rmtree(target)
         try:
             temporary.rename(target)
         except OSError:
-            if not target.is_dir():  # otherwise another process was first, with the same bytes
+            if not _is_whole(target):  # otherwise another process was first, with the same bytes
                 raise
         _sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        sizes = json.loads((folder / _FILES).read_text())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
 
 
 def _sync(path: Path) -> None:

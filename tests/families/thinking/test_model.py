@@ -111,7 +111,7 @@ def leaks(task: ThinkingTask, row: int = 1) -> Iterator[str]:
 VARIANTS: Sequence[ModelConfig] = (
     SMALL,
     changed(slot_competition=True),
-    changed(pooled_tokens=True, floor=True),
+    changed(pooled_tokens=True, floor=True, read_width=24),
     changed(kind="probe"),
     changed(kind="mlp"),
 )
@@ -230,7 +230,7 @@ def test_every_norm_has_an_effect() -> None:
     task, batch = moved(build(changed(pooled_tokens=True))), make()
     before = task.embed(batch)
     norms = [(name, module) for name, module in task.named_modules() if isinstance(module, nn.LayerNorm)]
-    assert len(norms) == 20
+    assert len(norms) == 19
     for name, norm in norms:
         norm.weight[::2] += 0.5
         after = task.embed(batch)
@@ -243,6 +243,15 @@ def test_folding_the_first_norm_into_the_linear_changes_nothing() -> None:
     entrance = moved(build()).model.adapters["image"].tokens
     x = make()["image_tokens"]
     torch.testing.assert_close(entrance(x), entrance.linear(entrance.norm(x)), **CLOSE)
+
+
+@torch.no_grad()
+def test_the_read_out_may_have_a_width_of_its_own() -> None:
+    for kind in ("slots", "probe", "mlp"):
+        task = build(changed(kind=kind, read_width=24))
+        assert {vectors.shape for vectors in task.embed(make()).values()} == {(6, 24)}
+        assert task.embed_joint(make()).shape == (6, 24)
+        assert torch.isfinite(task(make()).loss)
 
 
 @torch.no_grad()

@@ -45,8 +45,16 @@ class ModelConfig(Section):
     floor: bool = Field(
         False, description="Add a linear head over the pooled vector to the read-out: a superset of kind `probe`."
     )
+    read_width: int | None = Field(
+        None, ge=8, le=4096, description="Width of the read-out, where it is to be another one than `width`."
+    )
     loss: Literal["infonce", "sigmoid"] = Field("infonce", description="Contrastive loss; sigmoid is SigLIP's.")
     weights: Weights = Weights()
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the vectors that retrieval compares."""
+        return self.read_width or self.width
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:

@@ -200,9 +200,12 @@ class SlotModel(nn.Module):
         self.walker = Walker(config) if config.think_steps else None
         self.read_out = Pool(config.width, config.heads)
         init_weights(self.read_out)
+        self.widen = None if config.embedding_width == config.width else nn.Linear(config.width, config.embedding_width)
+        if self.widen is not None:
+            init_weights(self.widen)
         self.floors = nn.ModuleDict()
         if config.floor:
-            self.floors.update({m: PooledHead(fact.pooled_width, config.width) for m, fact in facts.items()})
+            self.floors.update({m: PooledHead(fact.pooled_width, config.embedding_width) for m, fact in facts.items()})
 
     @property
     def can_think(self) -> bool:
@@ -233,7 +236,8 @@ class SlotModel(nn.Module):
 
     def read(self, features: Mapping[Modality, Adapted], passes: Sequence[Pass], steps: int) -> list[Tensor]:
         """Read-outs ``[R, D]`` of each pass, float32, not yet of unit length."""
-        read = self.read_out(self.memory(features, passes, steps)).float()
+        read = self.read_out(self.memory(features, passes, steps))
+        read = (read if self.widen is None else self.widen(read)).float()
         parts = read.split([len(next(iter(one.keep.values()))) for one in passes])
         floors = {m: adapted.floor for m, adapted in features.items() if adapted.floor is not None}
         if not floors:
@@ -265,7 +269,9 @@ class PooledModel(nn.Module):
         super().__init__()
         self.means = Means(facts)
         hidden = None if config.kind == "probe" else 2 * config.width
-        self.heads = nn.ModuleDict({m: PooledHead(f.pooled_width, config.width, hidden) for m, f in facts.items()})
+        self.heads = nn.ModuleDict(
+            {m: PooledHead(f.pooled_width, config.embedding_width, hidden) for m, f in facts.items()}
+        )
 
     def features(self, batch: Batch, modalities: Sequence[Modality], steps: int) -> dict[Modality, Tensor]:
         """Unit vectors ``[B, D]`` of each modality, float32. ``steps`` means nothing here."""

@@ -35,8 +35,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "small": {
         "model": {
             "width": 128,
-            "slots": 16,
+            "slots": 8,
             "heads": 4,
+            "walker_blocks": 1,
+            "think_steps": 1,
             "dropout": 0.1,
             "floor": True,
             "weights": {"align": 1.0, "recon": 0.1, "match": 0.0},
@@ -49,7 +51,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     # Linear heads over the pooled vectors: the baseline that must be beaten.
     "probe": {
-        "model": {"kind": "probe", "width": 128, "heads": 4, "weights": {"align": 1.0, "recon": 0.0, "match": 0.0}},
+        "model": {"kind": "probe", "width": 384, "heads": 4, "weights": {"align": 1.0, "recon": 0.0, "match": 0.0}},
         "train": {"epochs": 20, "batch_size": 128},
         "optim": {"lr": 1e-3, "weight_decay": 0.1},
         "schedule": {"name": "cosine", "warmup_steps": 20},

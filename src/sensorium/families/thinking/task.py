@@ -44,8 +44,8 @@ class ThinkingTask(nn.Module):
         self.reconstruct = None
         if config.weights.recon:
             pooled_widths = {m: fact.pooled_width for m, fact in self.facts.items()}
-            self.reconstruct = losses.Reconstruct(config.width, pooled_widths)
-        self.match = losses.Match(config.width) if config.weights.match else None
+            self.reconstruct = losses.Reconstruct(config.embedding_width, pooled_widths)
+        self.match = losses.Match(config.embedding_width) if config.weights.match else None
 
     def forward(self, batch: Batch) -> Output:
         """Loss of a batch. Raises DataError for rows that hold nothing and for features of another width."""

@@ -1,0 +1,162 @@
+"""From data to search: caching, evaluation in all directions, the index, the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sensorium
+from sensorium import families
+from sensorium.data import features
+from sensorium.engine import loop, settings
+from sensorium.engine.contract import Host
+from sensorium.errors import CheckpointError, ConfigError, DataError
+from sensorium.families.thinking.data import FeatureSource, sources
+from sensorium.families.thinking.evaluator import RetrievalEvaluator
+
+FAMILY = families.load("thinking")
+
+
+def config(changes: dict[str, Any] | None = None) -> settings.RunConfig:
+    return settings.resolve(FAMILY, "tiny", changes or {})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    cache = str(tmp_path_factory.mktemp("features"))
+    loop.train(FAMILY, config({"data": {"cache": cache}, "train": {"steps": 150}}), folder, quiet=True)
+    return folder
+
+
+def test_a_run_beats_chance_in_every_direction(run: Path) -> None:
+    result = json.loads((run / "evaluation/test.json").read_text())
+    names = [name for name in result["metrics"] if name.endswith("R@10") and not name.startswith("chance/")]
+    assert len(names) == 6
+    assert result["metrics"]["r_sum"] > 1.5 * result["metrics"]["chance/r_sum"]
+    assert not result["warnings"]
+    titles = [table["title"] for table in result["tables"]]
+    assert titles == [
+        "Retrieval on the test split",
+        "More or less thinking",
+        "One query, several senses: finding pictures",
+    ]
+
+
+def test_three_lines_of_python(run: Path) -> None:
+    model = sensorium.load(run)
+    vector = model.encode({"text": "a red circle"})
+    hits = model.search({"text": "a red circle"}, among="image", k=5)
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+    assert len(hits) == 5
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert all(Path(hit.image).is_file() for hit in hits)
+
+
+def test_a_picture_finds_itself_and_joint_queries_differ(run: Path) -> None:
+    model = sensorium.load(run)
+    item = model.index["items"][3]
+    assert model.search({"image": item["image"]}, "image", 1)[0].image == item["image"]
+    joint = model.encode({"image": item["image"], "audio": item["audio"]})
+    assert not np.allclose(joint, model.encode({"image": item["image"]}), atol=1e-4)
+
+
+def test_an_index_of_other_weights_is_refused(run: Path) -> None:
+    model = sensorium.load(run)
+    path = run / "index" / model.loaded.digest[:16] / "index.json"
+    assert model.index
+    text = path.read_text()
+    path.write_text(text.replace(model.loaded.digest, "0" * 64))
+    with pytest.raises(CheckpointError, match="index of other weights"):
+        assert sensorium.load(run).index
+    path.write_text(text)
+
+
+def test_bad_queries_are_one_line(run: Path) -> None:
+    model = sensorium.load(run)
+    with pytest.raises(ConfigError, match="cannot ask with video; this run knows text, image, audio"):
+        model.encode({"video": "x"})
+    with pytest.raises(ConfigError, match="cannot search among video"):
+        model.search({"text": "x"}, among="video")
+    with pytest.raises(DataError, match=r"nowhere\.png"):
+        model.encode({"image": "nowhere.png"})
+
+
+def test_search_on_the_command_line(run: Path) -> None:
+    command = [sys.executable, "-c", "from sensorium.cli import main; main()", "search", str(run)]
+    found = subprocess.run(
+        [*command, "a red circle", "--json", "--top", "2"], capture_output=True, text=True, check=True
+    )
+    assert len(json.loads(found.stdout)) == 2
+    failed = subprocess.run([*command], capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert failed.stderr.strip() == "error: nothing to look for; give words, --image FILE or --audio FILE"
+
+
+def test_the_second_start_encodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = config({"data": {"cache": str(tmp_path / "cache")}})
+    first = sources(chosen, Host())
+
+    def never(*_: object) -> None:
+        raise AssertionError("an encoder ran although everything is cached")
+
+    monkeypatch.setattr(features, "fill", never)
+    again = sources(chosen, Host())
+    assert first.train.fingerprint == again.train.fingerprint
+    with pytest.raises(AssertionError, match="an encoder ran"):  # the twin: another window is another entry
+        sources(config({"data": {"cache": str(tmp_path / "cache"), "audio_pool": 2}}), Host())
+
+
+def test_a_changed_encoder_changes_the_fingerprint(tmp_path: Path) -> None:
+    cache = {"cache": str(tmp_path / "cache")}
+    first = sources(config({"data": cache}), Host())
+    other = sources(config({"data": {**cache, "text_encoder": "random:text?width=32&layers=1&seed=1"}}), Host())
+    assert first.train.fingerprint != other.train.fingerprint
+
+
+def test_cached_training_equals_live_training(tmp_path: Path) -> None:
+    """A float32 cache holds what the encoder gave: equal losses to the bit."""
+    losses = {}
+    for name, data in (("cached", {"cache_dtype": "float32"}), ("live", {"use_cache": False})):
+        chosen = config({"data": data, "train": {"steps": 3}, "evaluate": {"every_epochs": None, "test": False}})
+        loop.train(FAMILY, chosen, tmp_path / name, quiet=True)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(line)["loss"] for line in lines]
+    assert losses["cached"] == losses["live"]
+
+
+def test_a_run_without_sound_masks_it(tmp_path: Path) -> None:
+    chosen = config({"data": {"audio_encoder": None}, "train": {"steps": 3}})
+    result = loop.train(FAMILY, chosen, tmp_path / "run", quiet=True)
+    assert result is not None
+    assert {name.partition("/")[0] for name in result.metrics} == {"loss", "r_sum", "chance", "t2i", "i2t"}
+    with pytest.raises(DataError, match="retrieval needs at least two"):
+        sources(config({"data": {"audio_encoder": None, "text_encoder": None}}), Host())
+
+
+def test_distinct_rows_are_the_gallery(tmp_path: Path) -> None:
+    found = sources(config({"data": {"cache": str(tmp_path / "cache")}}), Host()).train
+    assert isinstance(found, FeatureSource)
+    for modality in found.senses:
+        rows = found.distinct(modality)
+        keys = [(found.items[row].group, found.keys[modality][row]) for row in rows]
+        assert len(set(keys)) == len(keys)
+        everything = {(item.group, key) for item, key in zip(found.items, found.keys[modality], strict=True) if key}
+        assert set(keys) == everything
+
+
+def test_a_collapsed_model_scores_nothing(tmp_path: Path) -> None:
+    found = sources(config({"data": {"cache": str(tmp_path / "cache")}}), Host()).test
+    assert isinstance(found, FeatureSource)
+    same = torch.nn.functional.normalize(torch.ones(len(found), 8), dim=1)
+    collected = {"loss": torch.zeros(len(found)), **dict.fromkeys(("text", "image", "audio"), same)}
+    result = RetrievalEvaluator(config()).score(collected, found, final=True)
+    assert result.metrics["r_sum"] == 0
+    assert "not learned" in result.warnings[0]
