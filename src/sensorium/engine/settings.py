@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, SerializeAsAny, create_model, model_validator
@@ -132,7 +133,12 @@ class RunConfig(Section):
 
 def config_class(family: Family) -> type[RunConfig]:
     """``RunConfig`` with the family's own ``model`` and ``data`` sections."""
-    sections: dict[str, Any] = {"model": (family.model, family.model()), "data": (family.data, family.data())}
+    return _class_of(family.model, family.data)
+
+
+@cache  # two configurations can only be equal if their classes are the same one
+def _class_of(model: type[Section], data: type[Section]) -> type[RunConfig]:
+    sections: dict[str, Any] = {"model": (model, model()), "data": (data, data())}
     return create_model("RunConfig", __base__=RunConfig, **sections)
 
 

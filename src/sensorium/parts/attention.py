@@ -43,6 +43,11 @@ def join(parts: Sequence[Keys]) -> Keys:
     )
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """Half precisions become float32; float32 and float64 stay."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def split_heads(x_RND: Tensor, heads: int) -> Tensor:
     """``[R, N, D] -> [R, H, N, d]``."""
     return x_RND.unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -66,7 +71,7 @@ def attend(q_RHMd: Tensor, keys: Keys, competition: bool = False) -> Tensor:
 
 
 def _compete(q_RHMd: Tensor, keys: Keys, mask_RN: Tensor) -> Tensor:
-    logits = (q_RHMd @ keys.k.transpose(-1, -2)).float() * q_RHMd.shape[-1] ** -0.5
+    logits = full_precision(q_RHMd @ keys.k.transpose(-1, -2)) * q_RHMd.shape[-1] ** -0.5
     shares = logits.softmax(dim=-2) * mask_RN[:, None, None, :]
     weights = shares / shares.sum(dim=-1, keepdim=True).clamp_min(1e-6)
     return weights.to(keys.v.dtype) @ keys.v

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from sensorium.parts.attention import full_precision
+
 LARGEST_SCALE = 100.0  # as in CLIP: similarities are never divided by less than 0.01
 _NEVER = -1e9  # a logit that exp() turns into an exact zero beside any similarity
 
@@ -63,13 +65,9 @@ class Side:
     present: Tensor
 
 
-def _full_precision(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def _compare(queries: Side, gallery: Side) -> tuple[Tensor, Tensor]:
     """Similarities ``[R, C]`` and which of them are positives."""
-    similarity = _full_precision(queries.vectors) @ _full_precision(gallery.vectors).T
+    similarity = full_precision(queries.vectors) @ full_precision(gallery.vectors).T
     return similarity, queries.groups[:, None] == gallery.groups[None, :]
 
 
@@ -142,7 +140,7 @@ def hard_negatives(similarity: Tensor, allowed: Tensor, sharpness: float, sample
     similarity) over the allowed ones (Li et al. 2021, ALBEF, arXiv 2107.07651), else the most similar is taken.
     """
     found = allowed.any(dim=1)
-    logits = (similarity.float() * sharpness).masked_fill(~allowed, -torch.inf)
+    logits = (full_precision(similarity) * sharpness).masked_fill(~allowed, -torch.inf)
     if sample:  # the largest of logits + Gumbel noise is a draw from their softmax
         logits = logits - torch.empty_like(logits).exponential_().log()
     return logits.argmax(dim=1), found

@@ -159,4 +159,4 @@ def test_a_collapsed_model_scores_nothing(tmp_path: Path) -> None:
     collected = {"loss": torch.zeros(len(found)), **dict.fromkeys(("text", "image", "audio"), same)}
     result = RetrievalEvaluator(config()).score(collected, found, final=True)
     assert result.metrics["r_sum"] == 0
-    assert "not learned" in result.warnings[0]
+    assert "has not learned" in result.warnings[0]

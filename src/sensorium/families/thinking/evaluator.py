@@ -21,6 +21,7 @@ KS = (1, 5, 10)
 STEPS = (0, 1, 2, 4)  # thinking steps of the table "more or less thinking"
 LETTER: dict[Modality, str] = {"text": "t", "image": "i", "audio": "a"}
 NOUN: dict[Modality, str] = {"text": "text", "image": "picture", "audio": "sound"}
+BEST_R_SUM = 600.0
 CARDS = 6  # queries shown in a gallery
 SHOWN = 5  # results shown for each
 
@@ -153,8 +154,9 @@ def _recall_table(results: Mapping[tuple[Modality, Modality], RetrievalResult]) 
 
 
 def _warnings(metrics: Mapping[str, float]) -> Iterator[str]:
-    if metrics["r_sum"] < 2 * metrics["chance/r_sum"]:
-        yield f"R-Sum {metrics['r_sum']:.1f} is not twice chance ({metrics['chance/r_sum']:.1f}): not learned"
+    found, chance = metrics["r_sum"], metrics["chance/r_sum"]
+    if found - chance < 0.1 * (BEST_R_SUM - chance):
+        yield f"R-Sum {found:.1f} is hardly above chance ({chance:.1f}): the model has not learned"
 
 
 def _galleries(collected: Mapping[str, Tensor], source: FeatureSource) -> Iterator[Gallery]:

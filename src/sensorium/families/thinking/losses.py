@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from sensorium.data.items import Modality
 from sensorium.families.thinking.model import Pass
-from sensorium.parts.attention import init_weights
+from sensorium.parts.attention import full_precision, init_weights
 from sensorium.parts.contrastive import hard_negatives
 
 SHARPNESS = 1 / 0.07  # of the draw of hard negatives: where the learned temperatures start
@@ -22,7 +22,7 @@ SHARPNESS = 1 / 0.07  # of the draw of hard negatives: where the learned tempera
 
 def unit(x: Tensor) -> Tensor:
     """Unit length along the last axis, in float32; zeros stay zeros."""
-    return functional.normalize(x.float(), dim=-1)
+    return functional.normalize(full_precision(x), dim=-1)
 
 
 def _head(width: int, out: int) -> nn.Sequential:
@@ -52,7 +52,7 @@ class Match(nn.Module):
 
     def forward(self, z_BD: Tensor) -> Tensor:
         logits: Tensor = self.head(z_BD * z_BD.shape[-1] ** 0.5)
-        return logits.float().squeeze(-1)
+        return full_precision(logits).squeeze(-1)
 
 
 def leave_one_out(present_Bn: Tensor, offset: int) -> Tensor:
@@ -77,8 +77,8 @@ def reconstruction(
     """
     losses = []
     for modality, target in targets.items():
-        guess = heads(sources[modality], modality).float()
-        losses.append(1 - functional.cosine_similarity(guess, target.detach().float(), dim=-1))
+        guess = full_precision(heads(sources[modality], modality))
+        losses.append(1 - functional.cosine_similarity(guess, full_precision(target.detach()), dim=-1))
     total = torch.stack(losses, dim=1).masked_fill(~used_Bn, 0.0).sum()
     return total / used_Bn.sum().clamp_min(1)
 
@@ -119,7 +119,7 @@ def draw_pairs(
 
 def matching(logits_2B: Tensor, used: Tensor) -> Tensor:
     """Binary cross-entropy over true pairs (first half) and false ones; 0 where no row is in use."""
-    true, false = logits_2B.float().chunk(2)
+    true, false = full_precision(logits_2B).chunk(2)
     losses = (functional.softplus(-true) + functional.softplus(false)) / 2
     return losses.masked_fill(~used, 0.0).sum() / used.sum().clamp_min(1)
 

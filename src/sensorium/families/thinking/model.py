@@ -17,7 +17,18 @@ from torch.nn import functional
 from sensorium.data.items import MODALITIES, Modality
 from sensorium.engine.contract import Batch
 from sensorium.families.thinking.config import ModelConfig
-from sensorium.parts.attention import Block, ChannelDropout, CrossAttention, Keys, Mlp, Pool, Scale, init_weights, join
+from sensorium.parts.attention import (
+    Block,
+    ChannelDropout,
+    CrossAttention,
+    Keys,
+    Mlp,
+    Pool,
+    Scale,
+    full_precision,
+    init_weights,
+    join,
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ class Pass:
 def centred(pooled_BE: Tensor, mean_E: Tensor) -> Tensor:
     """Pooled vectors minus the training mean, float32. Mean-pooled features share a large common part that says
     nothing; without it cosines would be near 1 for any two samples."""
-    return pooled_BE.float() - mean_E
+    return full_precision(pooled_BE) - mean_E
 
 
 class Means(nn.Module):
@@ -237,7 +248,7 @@ class SlotModel(nn.Module):
     def read(self, features: Mapping[Modality, Adapted], passes: Sequence[Pass], steps: int) -> list[Tensor]:
         """Read-outs ``[R, D]`` of each pass, float32, not yet of unit length."""
         read = self.read_out(self.memory(features, passes, steps))
-        read = (read if self.widen is None else self.widen(read)).float()
+        read = full_precision(read if self.widen is None else self.widen(read))
         parts = read.split([len(next(iter(one.keep.values()))) for one in passes])
         floors = {m: adapted.floor for m, adapted in features.items() if adapted.floor is not None}
         if not floors:
@@ -254,7 +265,7 @@ def _mean_over_seen(vectors: Mapping[Modality, Tensor], one: Pass) -> Tensor:
     """Mean over the modalities that a row sees, ``[R, D]`` float32; 0 where it sees none."""
     seen = torch.stack([keep for _, _, keep in one.sources()], dim=1)
     parts = [
-        vectors[m].float() if rows is None else vectors[m].float().index_select(0, rows) for m, rows, _ in one.sources()
+        full_precision(vectors[m] if rows is None else vectors[m].index_select(0, rows)) for m, rows, _ in one.sources()
     ]
     total = torch.where(seen[..., None], torch.stack(parts, dim=1), 0.0).sum(dim=1)
     return total / seen.sum(dim=1, keepdim=True).clamp_min(1)
@@ -276,7 +287,7 @@ class PooledModel(nn.Module):
     def features(self, batch: Batch, modalities: Sequence[Modality], steps: int) -> dict[Modality, Tensor]:
         """Unit vectors ``[B, D]`` of each modality, float32. ``steps`` means nothing here."""
         heads = {m: self.heads[m](batch[f"{m}_pooled"], self.means[m]) for m in modalities}
-        return {m: functional.normalize(head.float(), dim=-1) for m, head in heads.items()}
+        return {m: functional.normalize(full_precision(head), dim=-1) for m, head in heads.items()}
 
     def read(self, features: Mapping[Modality, Tensor], passes: Sequence[Pass], steps: int) -> list[Tensor]:
         """Read-outs ``[R, D]`` of each pass."""
