@@ -184,3 +184,7 @@ def main() -> None:
     except BrokenPipeError:  # `sensorium … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -58,19 +58,23 @@ def train(
         import_wandb()  # say now what is missing, not after the data were encoded
     with Backend(config.train) as backend:
         if not backend.is_main:
-            return _train(family, config, folder, backend, quiet=True)
+            return _train(family, config, folder, backend, resume=resume, quiet=True)
         with rundir.locked(folder):
             if not resume:
-                rundir.create(folder, config)
-            return _train(family, config, folder, backend, quiet=quiet)
+                rundir.refuse_used(folder)
+            return _train(family, config, folder, backend, resume=resume, quiet=quiet)
 
 
-def _train(family: Family, config: RunConfig, folder: Path, backend: Backend, *, quiet: bool) -> Evaluation | None:
+def _train(
+    family: Family, config: RunConfig, folder: Path, backend: Backend, *, resume: bool, quiet: bool
+) -> Evaluation | None:
     begun = time.monotonic()
     host = backend.host(quiet=quiet)
     say = host.say
     say(f"Device: {backend.describe()}")
     sources = family.sources(config, host)
+    if backend.is_main and not resume:  # only now: missing data must not leave half a run behind
+        rundir.create(folder, config)
     task, _ = build_task(family, config, sources, folder, backend)
     parameters = learnable(task)
     progress = restore(folder, task, parameters, config, say) or Progress(Guard(config.guard.max_skipped))

@@ -56,8 +56,8 @@ def locked(run: Path) -> Iterator[None]:
         yield
 
 
-def create(run: Path, config: RunConfig) -> None:
-    """Write what stays the same during the run. Raises ConfigError when the folder already holds one."""
+def refuse_used(run: Path) -> None:
+    """Raise ConfigError when the folder holds a run already, or something else."""
     if (run / "config.yaml").exists():
         raise ConfigError(
             f"{run}: already holds a run; `sensorium resume {run}` continues it, --run takes another folder"
@@ -65,6 +65,10 @@ def create(run: Path, config: RunConfig) -> None:
     strangers = [p.name for p in run.iterdir() if p.name not in (".lock", ".config.yaml.tmp", "environment.json")]
     if strangers:
         raise ConfigError(f"{run}: not empty ({strangers[0]} …) and not a run; --run takes another folder")
+
+
+def create(run: Path, config: RunConfig) -> None:
+    """Write what stays the same during the run."""
     write_json(run / "environment.json", environment())
     write_file(run / "config.yaml", configuration.dump_yaml(config).encode())
 

@@ -146,13 +146,20 @@ def load_weights(
 def restore(
     folder: Path, task: nn.Module, parameters: dict[str, nn.Parameter], config: RunConfig, say: Say
 ) -> Progress | None:
-    """Load the newest whole checkpoint into ``task``; None when there is none yet (the run then starts at step 0)."""
+    """Load the newest whole checkpoint into ``task``; None when there is none yet (the run then starts at step 0).
+
+    Raises CheckpointError when there are some, but none that can be used: starting anew would throw them away.
+    """
+    damaged = 0
     for path, content in checkpoint.newest(folder, config.family):
         if isinstance(content, str):
             say(content)
+            damaged += 1
             continue
         load_weights(task, parameters, content, path)
         return Progress.load(content.state, content.optimizer, config.guard.max_skipped)
+    if damaged:
+        raise CheckpointError(f"{folder}: none of its {damaged} checkpoints can be used; train anew in another folder")
     return None
 
 

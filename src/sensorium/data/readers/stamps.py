@@ -34,7 +34,7 @@ from sensorium.data.items import DataSet, Item
 from sensorium.errors import DataError
 
 NAME = "stamps"
-SUMMARY = "Tux Paint stamps: pictures, captions in 77 languages, speech of people in 13, sound effects"
+SUMMARY = "Tux Paint stamps: pictures, captions in 77 languages, speech of people in 14, sound effects"
 LICENCE = "GPL-2"
 PACKAGE = "tuxpaint-stamps-default"
 _INSIDE = Path("usr/share/tuxpaint/stamps")
