@@ -159,3 +159,18 @@ def test_a_stage_that_names_no_parameter_is_an_error(tmp_path: Path) -> None:
     family = replace(TOY_TWO_STAGES, stages=lambda config: (Stage("all", trainable=("hed.*",)),))
     with pytest.raises(ConfigError, match=r"stage 'all' names parameters that the model does not have: hed"):
         loop.train(family, toy_config(family=family), tmp_path / "run", quiet=True)
+
+
+def test_a_loss_at_chance_raises_the_alarm_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from sensorium.engine import guard
+
+    monkeypatch.setattr(guard, "PATIENCE", 4)
+    for name, stuck in (("stuck", True), ("learning", False)):
+        family = replace(TOY, at_chance=lambda values, stuck=stuck: stuck)
+        loop.train(family, toy_config(), tmp_path / name, quiet=True)
+    events = [line for line in lines(tmp_path / "stuck/metrics.jsonl") if line["kind"] == "event"]
+    assert [(event["step"], event["level"]) for event in events] == [(4, "alarm")]
+    assert "not learning" in events[0]["text"]
+    assert not any(line["kind"] == "event" for line in lines(tmp_path / "learning/metrics.jsonl"))

@@ -210,6 +210,8 @@ class Family:
     run, so that a trained run opens without its data.
     ``task(config, facts)`` builds the one module of the run, whose ``forward(batch)`` returns ``Output``. The engine
     adds ``batch["step"]``, a scalar, in training.
+    ``after_step(task, step)`` runs after each optimizer step. ``at_chance(values)``: the step's logged values are what
+    guessing would give; hundreds of them in a row raise an alarm.
     ``accumulation``: "sum" if the mean over micro-batches is the right loss; "inside-task" if it is not (contrastive).
     """
 
@@ -226,5 +228,6 @@ class Family:
     group: Callable[[str, nn.Parameter], str] = default_group
     accumulation: Literal["sum", "inside-task"] = "sum"
     after_step: Callable[[nn.Module, int], None] | None = None
+    at_chance: Callable[[Mapping[str, float]], bool] | None = None
     use: Callable[[Loaded], Any] | None = None
     exports: Mapping[str, Callable[..., Any]] = field(default_factory=dict)

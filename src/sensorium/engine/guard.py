@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from sensorium.errors import RunError
 
+PATIENCE = 500  # steps at chance before the alarm
+
 
 class Guard:
-    """Counts skipped steps. ``in_a_row`` is part of the checkpoint, so that a resumed run gives up at the same step."""
+    """Counts skipped steps, and steps at chance. The counts are part of the checkpoint, so that a resumed run gives
+    up, or raises the alarm, at the same step."""
 
-    def __init__(self, max_skipped: int, in_a_row: int = 0, skipped: int = 0) -> None:
-        self.max_skipped, self.in_a_row, self.skipped = max_skipped, in_a_row, skipped
+    def __init__(self, max_skipped: int, in_a_row: int = 0, skipped: int = 0, at_chance: int = 0) -> None:
+        self.max_skipped, self.in_a_row, self.skipped, self.at_chance = max_skipped, in_a_row, skipped, at_chance
+
+    def watch(self, at_chance: bool) -> str | None:
+        """The line to show when the loss has been at chance for long enough, once."""
+        self.at_chance = self.at_chance + 1 if at_chance else 0
+        if self.at_chance != PATIENCE:
+            return None
+        return f"not learning: the loss has been at chance for {PATIENCE} steps"
+
+    def dump(self) -> dict[str, int]:
+        return {"in_a_row": self.in_a_row, "skipped": self.skipped, "at_chance": self.at_chance}
 
     def passed(self) -> None:
         self.in_a_row = 0

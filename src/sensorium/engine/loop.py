@@ -167,6 +167,9 @@ def _step(run: Run, model: nn.Module, stream: Iterator[Batch], step: int) -> dic
     if not moved:
         return _skip(run, step, "gradient", values)
     run.progress.guard.passed()
+    alarm = run.family.at_chance and run.progress.guard.watch(run.family.at_chance(values))
+    if alarm:
+        run.tracker.event(step + 1, alarm, "alarm")
     if run.family.after_step is not None:
         run.family.after_step(run.task, step)
     return {**values, "grad_norm": norm}

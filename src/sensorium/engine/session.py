@@ -67,7 +67,7 @@ class Progress:
 
     def dump(self) -> dict[str, Any]:
         plain = {key: getattr(self, key) for key in ("step", "best", "stage_ends", "replaced", "scaler")}
-        return {**plain, "guard": {"in_a_row": self.guard.in_a_row, "skipped": self.guard.skipped}}
+        return {**plain, "guard": self.guard.dump()}
 
     @classmethod
     def load(cls, state: dict[str, Any], optimizer: dict[str, Tensor], max_skipped: int) -> Progress:

@@ -12,7 +12,7 @@ from sensorium.families.thinking.data import DataConfig, facts, sources
 from sensorium.families.thinking.evaluator import RetrievalEvaluator
 from sensorium.families.thinking.model import EncoderFacts
 from sensorium.families.thinking.presets import PRESETS
-from sensorium.families.thinking.task import ThinkingTask, clamp_temperatures
+from sensorium.families.thinking.task import ThinkingTask, at_chance, clamp_temperatures
 from sensorium.families.thinking.use import Searcher
 
 
@@ -32,6 +32,7 @@ FAMILY = Family(
     facts=facts,
     task=_task,
     after_step=clamp_temperatures,
+    at_chance=at_chance,
     evaluator=RetrievalEvaluator,
     accumulation="inside-task",
     use=Searcher,

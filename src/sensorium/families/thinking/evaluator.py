@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sensorium.data.items import Item, Modality
+from sensorium.data.items import MODALITIES, Item, Modality
 from sensorium.engine.contract import Batch, Card, Evaluation, Gallery, Shown, Source, Table
 from sensorium.engine.settings import RunConfig
 from sensorium.families.thinking.config import ModelConfig
@@ -24,6 +24,16 @@ NOUN: dict[Modality, str] = {"text": "text", "image": "picture", "audio": "sound
 BEST_R_SUM = 600.0
 CARDS = 6  # queries shown in a gallery
 SHOWN = 5  # results shown for each
+
+
+def _fused(task: ThinkingTask, batch: Batch, like: Tensor) -> Tensor:
+    """Joint read-outs of text and sound, ``[B, D]``; zeros in rows that lack one of them."""
+    both = batch["has"][:, MODALITIES.index("text")] & batch["has"][:, MODALITIES.index("audio")]
+    fused = torch.zeros_like(like)
+    if both.any():
+        rows = {name: tensor[both] for name, tensor in batch.items() if tensor.ndim}
+        fused[both] = task.embed_joint(rows, ("text", "audio")).float()
+    return fused
 
 
 def direction(query: Modality, gallery: Modality) -> str:
@@ -45,10 +55,10 @@ class RetrievalEvaluator:
         found: dict[str, Tensor] = {"loss": output.loss.expand(rows)}
         found |= {str(m): e.float() for m, e in task.embed(batch).items()}
         if final and self.model.kind == "slots":
-            for steps in STEPS:
+            for steps in STEPS if task.model.can_think else ():
                 found |= {f"{m}@{steps}": e.float() for m, e in task.embed(batch, think_steps=steps).items()}
             if {"text", "image", "audio"} <= found.keys():
-                found["text+audio"] = task.embed_joint(batch, ("text", "audio")).float()
+                found["text+audio"] = _fused(task, batch, found["text"])
         return found
 
     def score(self, collected: Mapping[str, Tensor], source: Source, *, final: bool) -> Evaluation:

@@ -212,3 +212,8 @@ def clamp_temperatures(task: nn.Module, step: int) -> None:
     for part in task.modules():
         if isinstance(part, Temperature):
             part.clamp_()
+
+
+def at_chance(values: Mapping[str, float]) -> bool:
+    """Whether the contrastive loss is within 1 % of that of a model that tells nothing from nothing."""
+    return abs(values["align"] - values["align_chance"]) < 0.01 * values["align_chance"]
