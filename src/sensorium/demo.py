@@ -5,8 +5,7 @@ from __future__ import annotations
 import resource
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from sensorium.engine import loop, rundir, settings
 from sensorium.engine.contract import Evaluation, Table
 from sensorium.engine.report import write_report
 from sensorium.engine.results import FOLDER
-from sensorium.engine.tables import as_rich, print_evaluation
+from sensorium.engine.tables import print_evaluation, print_table
 from sensorium.errors import ConfigError
 from sensorium.use import load
 
@@ -32,6 +31,7 @@ RANDOM = {
     "image_encoder": "random:vision?width=64&layers=2&seed=0",
     "audio_encoder": "random:audio?width=64&layers=2&seed=0",
 }
+STAGES = {"data": "read and encode"}
 QUERIES = {
     "emoji": ("a slice of pizza", "someone is happy", "a flying animal", "weather"),
     "stamps": ("a barking dog", "something to eat", "a sailing boat", "a musical instrument"),
@@ -44,29 +44,28 @@ def run_demo(data: str, languages: Sequence[str], run: Path, seed: int, override
     if data not in QUERIES:
         raise ConfigError(f"--data {data}: there are {', '.join(QUERIES)}")
     family = families.load("thinking")
-    seconds: dict[str, float] = {}
     layers = [{"seed": seed, "data": data_settings(data, languages)}, configuration.parse_overrides(overrides)]
+    full, probe = (settings.resolve(family, preset, *layers) for preset in ("small", "probe"))
     aside = rundir.set_aside(run)
     if aside is not None:
         typer.echo(f"An earlier run was kept as {aside}")
-    results: dict[str, Evaluation] = {}
-    with _timed(seconds, "encode, train and evaluate the model"):
-        full = settings.resolve(family, "small", *layers)
-        results["thinking"] = _test_of(loop.train(family, full, run), run)
-    with _timed(seconds, "train and evaluate linear heads on the same features"):
-        heads = run / "linear_heads"
-        probe = settings.resolve(family, "probe", *layers)
-        results["linear heads"] = _test_of(loop.train(family, probe, heads, quiet=True), heads)
-        shutil.copyfile(heads / FOLDER / "test.json", run / FOLDER / "linear_heads.json")
+    if data == "stamps":
+        typer.echo("Tux Paint stamps: 161 MB are fetched once where the package is not installed")
+    results = {"thinking": _tested(loop.train(family, full, run), run)}
+    begun = time.monotonic()
+    heads = run / "linear_heads"
+    results["linear heads"] = _tested(loop.train(family, probe, heads, quiet=True), heads)
+    shutil.copyfile(heads / FOLDER / "test.json", run / FOLDER / "linear_heads.json")
+    seconds = {**rundir.read_json(run / "summary.json")["seconds"], "linear heads": time.monotonic() - begun}
     print_evaluation(results["thinking"])
-    console_table(_comparison(results))
-    with _timed(seconds, "index and search"):
-        _search(run, QUERIES[data])
+    print_table(_comparison(results))
+    begun = time.monotonic()
+    _search(run, QUERIES[data])
+    seconds["index and search"] = time.monotonic() - begun
     report = write_report(run)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30
-    for name, value in seconds.items():
-        typer.echo(f"{value:7.1f} s  {name}")
-    typer.echo(f"{peak:7.2f} GB peak memory")
+    spent = ", ".join(f"{STAGES.get(name, name)} {value:.1f} s" for name, value in seconds.items())
+    typer.echo(f"Time: {spent}; together {sum(seconds.values()):.0f} s. Peak memory: {peak:.2f} GB")
     typer.echo(f'Search yourself: sensorium search {run} "{QUERIES[data][0]}"')
     typer.echo(f"Report: {report}")
 
@@ -85,42 +84,32 @@ def data_settings(data: str, languages: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _test_of(result: Evaluation | None, run: Path) -> Evaluation:
+def _tested(result: Evaluation | None, run: Path) -> Evaluation:
     if result is None:
-        raise ConfigError(f"{run}: was not evaluated; leave evaluate.test on")
+        raise ConfigError(f"{run}: was not evaluated on the test split; leave evaluate.test on")
     return result
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    begun = time.monotonic()
-    yield
-    seconds[name] = time.monotonic() - begun
-
-
 def _comparison(results: Mapping[str, Evaluation]) -> Table:
-    names = [name for name in next(iter(results.values())).metrics if name.endswith("/R@10")]
-    names = [name for name in names if not name.startswith("chance/")]
+    """The models and chance: R@10 of each direction, and R-Sum."""
+    chance = next(iter(results.values())).metrics
+    names = [name for name in chance if name.endswith("/R@10") and not name.startswith("chance/")]
     rows: list[tuple[str | float, ...]] = [
         (model, *(result.metrics[name] for name in names), result.metrics["r_sum"]) for model, result in results.items()
     ]
-    chance = next(iter(results.values())).metrics
     rows.append(("chance", *(chance[f"chance/{name}"] for name in names), chance["chance/r_sum"]))
-    note = "Held-out concepts: no picture, word or sound of theirs was trained on."
-    return Table(
-        "Beside linear heads and chance", ("model", *(n.replace("/", " ") for n in names), "R-Sum"), tuple(rows), note
-    )
-
-
-def console_table(table: Table) -> None:
-    """Print one table."""
-    from rich.console import Console
-
-    Console(highlight=False).print(as_rich(table))
+    columns = ("R@10", *(name.partition("/")[0] for name in names), "R-Sum")
+    note = "On held-out concepts. t: text, i: picture, a: sound; t2i: a text finds its picture."
+    return Table("Beside linear heads and chance", columns, tuple(rows), note)
 
 
 def _search(run: Path, queries: Sequence[str]) -> None:
+    """Search with words, and with the first recording of the index."""
     model = load(run)
-    for query in queries:
-        hits = model.search({"text": query}, "image", 3)
-        typer.echo(f"{query!r} finds: " + ", ".join(f"{hit.text} ({hit.score:.2f})" for hit in hits))
+    asked: list[tuple[str, dict[str, str]]] = [(repr(query), {"text": query}) for query in queries]
+    spoken = next((item for item in model.index["items"] if item["audio"]), None)
+    if spoken is not None:
+        asked.append((f"the recording of {spoken['text']!r}", {"audio": spoken["audio"]}))
+    for name, query in asked:
+        hits = model.search(query, "image", 3)
+        typer.echo(f"{name} finds: " + ", ".join(f"{hit.text} ({hit.score:.2f})" for hit in hits))
