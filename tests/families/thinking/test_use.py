@@ -141,6 +141,25 @@ def test_a_run_without_sound_masks_it(tmp_path: Path) -> None:
         sources(config({"data": {"audio_encoder": None, "text_encoder": None}}), Host())
 
 
+def test_a_split_with_gaps_is_evaluated_over_what_it_has(tmp_path: Path) -> None:
+    """Queries without a right item in the gallery are left out and the count says so; without a pair it is an error."""
+    from dataclasses import replace
+
+    found = sources(config({"data": {"cache": str(tmp_path / "cache")}}), Host()).test
+    assert isinstance(found, FeatureSource)
+    numbers = {item.group: number for number, item in enumerate(found.items)}
+    silent = [replace(item, audio=None) if item.group == found.items[0].group else item for item in found.items]
+    gaps = FeatureSource(silent, found.senses, numbers)
+    unit = torch.nn.functional.normalize(torch.randn(len(gaps), 8), dim=1)
+    collected = {"loss": torch.zeros(len(gaps)), **dict.fromkeys(("text", "image", "audio"), unit)}
+    table = RetrievalEvaluator(config()).score(collected, gaps, final=True).tables[0]
+    queries = {(row[0], row[1]): row[-2] for row in table.rows}
+    assert queries["text", "sound"] < queries["text", "picture"]
+    alone = FeatureSource([replace(item, image=None, audio=None) for item in found.items], found.senses, numbers)
+    with pytest.raises(DataError, match="no group has items of two modalities"):
+        RetrievalEvaluator(config()).score(collected, alone, final=True)
+
+
 def test_distinct_rows_are_the_gallery(tmp_path: Path) -> None:
     found = sources(config({"data": {"cache": str(tmp_path / "cache")}}), Host()).train
     assert isinstance(found, FeatureSource)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sensorium.data.items import MODALITIES, Item, Modality
 from sensorium.engine.contract import Batch, Card, Evaluation, Gallery, Shown, Source, Table
 from sensorium.engine.settings import RunConfig
+from sensorium.errors import DataError
 from sensorium.families.thinking.config import ModelConfig
 from sensorium.families.thinking.data import FeatureSource
 from sensorium.families.thinking.task import ThinkingTask
@@ -63,7 +64,7 @@ class RetrievalEvaluator:
 
     def score(self, collected: Mapping[str, Tensor], source: Source, *, final: bool) -> Evaluation:
         assert isinstance(source, FeatureSource)
-        results = {(q, g): self._rank(collected, source, q, g) for q, g in permutations(source.senses, 2)}
+        results = {(q, g): self._rank(collected, source, q, g) for q, g in _pairs(source)}
         metrics = {"loss": float(collected["loss"].mean())}
         for (query, gallery), result in results.items():
             name = direction(query, gallery)
@@ -92,12 +93,10 @@ class RetrievalEvaluator:
         if present:
             rows = []
             for steps in present:
-                found = {
-                    p: self._rank(collected, source, *p, suffix=f"@{steps}") for p in permutations(source.senses, 2)
-                }
+                found = {p: self._rank(collected, source, *p, suffix=f"@{steps}") for p in _pairs(source)}
                 mark = " (as trained)" if steps == self.model.think_steps else ""
                 rows.append((f"K = {steps}{mark}", *(r.recall[1] for r in found.values()), _r_sum(found)))
-            columns = ("thinking steps", *(f"{direction(*p)} R@1" for p in permutations(source.senses, 2)), "R-Sum")
+            columns = ("thinking steps", *(f"{direction(*p)} R@1" for p in _pairs(source)), "R-Sum")
             yield Table(
                 "More or less thinking", columns, tuple(rows), "The same weights with another number of steps K."
             )
@@ -118,9 +117,25 @@ class RetrievalEvaluator:
 def _judge(
     source: FeatureSource, query: tuple[Tensor, np.ndarray], gallery: tuple[Tensor, np.ndarray]
 ) -> RetrievalResult:
-    """Retrieval between rows of the split: (embeddings of all rows, the rows that count) of both sides."""
-    asked, stock = ((embeddings[rows].numpy(), source.groups[rows]) for embeddings, rows in (query, gallery))
+    """Retrieval between rows of the split: (embeddings of all rows, the rows that count) of both sides.
+
+    Queries without any right item in the gallery (a picture nobody has spoken of) are left out, as the count shows.
+    """
+    rows = query[1][np.isin(source.groups[query[1]], source.groups[gallery[1]])]
+    asked, stock = ((e[r].numpy(), source.groups[r]) for e, r in ((query[0], rows), gallery))
     return retrieval_of_embeddings(asked, stock, KS)
+
+
+def _pairs(source: FeatureSource) -> list[tuple[Modality, Modality]]:
+    """The directions that the split can judge: some group has both modalities.
+
+    Raises DataError when there is none.
+    """
+    groups = {m: set(source.groups[source.distinct(m)].tolist()) for m in source.senses}
+    found = [(a, b) for a, b in permutations(source.senses, 2) if groups[a] & groups[b]]
+    if not found:
+        raise DataError("the split cannot be evaluated: no group has items of two modalities")
+    return found
 
 
 def _rows_with(source: FeatureSource, modality: Modality) -> np.ndarray:
@@ -170,7 +185,7 @@ def _warnings(metrics: Mapping[str, float]) -> Iterator[str]:
 
 
 def _galleries(collected: Mapping[str, Tensor], source: FeatureSource) -> Iterator[Gallery]:
-    for query, gallery in permutations(source.senses, 2):
+    for query, gallery in _pairs(source):
         if gallery == "audio" and query == "text":
             continue  # text to sound says no more than sound to text, and six galleries tire the reader
         yield Gallery(
