@@ -80,7 +80,7 @@ def data_settings(data: str, languages: Sequence[str]) -> dict[str, Any]:
         "reader": "emoji",
         **PACKAGED,
         "audio_window_seconds": 2.0,
-        "options": {"art": ["twemoji"], "speech": True},
+        "options": {"art": ["twemoji", "openmoji"], "speech": True},
     }
 
 
