@@ -15,7 +15,7 @@ from helpers import TOY, toy_config
 from test_resume import assert_equal_runs
 
 from sensorium.engine import checkpoint, loop, rundir
-from sensorium.errors import CheckpointError, ConfigError
+from sensorium.errors import CheckpointError, ConfigError, DataError
 
 CHILD = textwrap.dedent(
     """
@@ -98,3 +98,9 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     loop.train(TOY, toy_config(), tmp_path / "run", quiet=True)
     with pytest.raises(ConfigError, match="already holds a run"):
         loop.train(TOY, toy_config(), tmp_path / "run", quiet=True)
+
+
+def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no data"), rundir.locked(tmp_path / "run"):
+        raise DataError("no data")
+    assert not (tmp_path / "run").exists()

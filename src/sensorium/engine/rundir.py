@@ -53,7 +53,12 @@ def locked(run: Path) -> Iterator[None]:
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {platform.node()}")
         handle.flush()
-        yield
+        try:
+            yield
+        finally:
+            if run.is_dir() and [path.name for path in run.iterdir()] == [".lock"]:  # nothing was begun: leave nothing behind
+                (run / ".lock").unlink()
+                run.rmdir()
 
 
 def refuse_used(run: Path) -> None:
