@@ -92,6 +92,15 @@ def test_later_layers_win_and_a_length_replaces_the_other() -> None:
         )
 
 
+@pytest.mark.parametrize("length", [{"epochs": 2}, {"steps": 3}])
+def test_a_stored_configuration_resolves_to_itself(length: dict[str, int]) -> None:
+    """What `resume` does: the stored run over its preset; the length that is null there must not win."""
+    stored = toy_config({"train": length})
+    assert settings.resolve(TOY, "tiny", config.dump(stored)) == stored
+    longer = settings.resolve(TOY, "tiny", config.dump(stored), {"train": {"epochs": 9}})
+    assert (longer.train.epochs, longer.train.steps) == (9.0, None)
+
+
 def test_dump_and_build_are_inverse_and_the_digest_sees_every_value() -> None:
     first = toy_config()
     assert config.build(type(first), config.dump(first)) == first

@@ -56,7 +56,9 @@ def locked(run: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if run.is_dir() and [path.name for path in run.iterdir()] == [".lock"]:  # nothing was begun: leave nothing behind
+            if run.is_dir() and [path.name for path in run.iterdir()] == [
+                ".lock"
+            ]:  # nothing was begun: leave nothing behind
                 (run / ".lock").unlink()
                 run.rmdir()
 

@@ -147,7 +147,8 @@ def resolve(family: Family, preset: str, *layers: Mapping[str, Any], origin: str
     if preset not in family.presets:
         raise ConfigError(f"family {family.name!r} has no preset {preset!r}; it has: {', '.join(family.presets)}")
     content = configuration.merge(family.presets[preset], *layers, {"family": family.name, "preset": preset})
-    lengths = [key for layer in layers for key in ("epochs", "steps") if key in (layer.get("train") or {})]
+    trains = [layer["train"] for layer in layers if isinstance(layer.get("train"), Mapping)]
+    lengths = [key for train in trains for key in ("epochs", "steps") if train.get(key) is not None]
     if lengths:  # a length given by the user replaces the preset's, whichever of the two it was
         content["train"] = {
             k: v for k, v in content["train"].items() if k not in ("epochs", "steps") or k == lengths[-1]
