@@ -9,7 +9,6 @@ import pytest
 
 from sensorium.metrics.retrieval import (
     chance_recall,
-    first_of_each,
     ranks,
     ranks_of_embeddings,
     retrieval,
@@ -123,11 +122,3 @@ def test_chance_of_the_usual_test_set() -> None:
     assert chance_recall(captions, pictures, 10) == pytest.approx(1.0)
     assert chance_recall(pictures, captions, 1) == pytest.approx(0.1)
     assert chance_recall(pictures, captions, 10) == pytest.approx(0.996, abs=1e-3)
-
-
-def test_a_gallery_of_distinct_pictures() -> None:
-    key = np.array(["b", "a", "b", "c", "a"])
-    assert first_of_each(key).tolist() == [0, 1, 3]
-    group = np.array([0, 0, 0, 1, 1])
-    scores = np.eye(5)[:, first_of_each(key)]
-    assert retrieval(scores, group, group[first_of_each(key)], ks=(1,)).gallery == 3

@@ -77,12 +77,14 @@ def info() -> None:
     root = features.default_root()
     typer.echo(str(root))
     for entry in features.cache_info(root):
-        typer.echo(f"{entry.name[:12]}  {entry.entries:8} entries  {entry.bytes / 1e6:9.1f} MB  {entry.encoder}")
+        typer.echo(f"{entry.name}  {entry.entries:8} entries  {entry.bytes / 1e6:9.1f} MB  {entry.encoder}")
 
 
 @cache.command(epilog="Example: sensorium data cache clear")
 def clear(
-    namespace: Annotated[str | None, typer.Argument(help="Beginning of one namespace; default all.")] = None,
+    namespace: Annotated[
+        str | None, typer.Argument(help="Name of one namespace, as `info` prints it; default all.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete cached features; they can always be encoded again."""

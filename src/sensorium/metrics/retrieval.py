@@ -109,8 +109,3 @@ def retrieval_of_embeddings(
     """Judge embeddings by their dot products; ``query`` and ``gallery`` are (embeddings, groups)."""
     rank_Q = ranks_of_embeddings(query[0], gallery[0], query[1], gallery[1], chunk)
     return summarise(rank_Q, query[1], gallery[1], ks)
-
-
-def first_of_each(key: NDArray[np.generic]) -> Integers:
-    """Places of the first item of each key, ascending: a gallery in which no picture occurs twice."""
-    return np.sort(np.unique(key, return_index=True)[1]).astype(np.int64)

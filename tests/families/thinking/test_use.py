@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import sensorium
-from sensorium import families
+from sensorium import cli_data, families
 from sensorium.data import features
 from sensorium.engine import loop, settings
 from sensorium.engine.contract import Host
@@ -179,3 +180,26 @@ def test_a_collapsed_model_scores_nothing(tmp_path: Path) -> None:
     result = RetrievalEvaluator(config()).score(collected, found, final=True)
     assert result.metrics["r_sum"] == 0
     assert "has not learned" in result.warnings[0]
+
+
+def test_without_pictures_words_find_sounds(tmp_path: Path) -> None:
+    chosen = config({"data": {"image_encoder": None, "cache": str(tmp_path / "cache")}, "train": {"steps": 3}})
+    loop.train(FAMILY, chosen, tmp_path / "run", quiet=True)
+    hits = sensorium.load(tmp_path / "run").search({"text": "a red circle"}, k=2)
+    assert all(Path(hit.audio).is_file() for hit in hits)
+
+
+def test_a_cache_namespace_is_cleared_by_the_name_that_info_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SENSORIUM_CACHE", str(tmp_path / "cache"))
+    sources(config(), Host())
+    runner = CliRunner()
+    shown = runner.invoke(cli_data.app, ["cache", "info"]).stdout.splitlines()[1:]
+    assert len(shown) == 3
+    name = shown[0].split()[0]
+    cleared = runner.invoke(cli_data.app, ["cache", "clear", name, "--yes"])
+    assert cleared.exit_code == 0
+    left = [line.split()[0] for line in runner.invoke(cli_data.app, ["cache", "info"]).stdout.splitlines()[1:]]
+    assert left == [line.split()[0] for line in shown[1:]]
+    assert isinstance(runner.invoke(cli_data.app, ["cache", "clear", name[:12], "--yes"]).exception, DataError)

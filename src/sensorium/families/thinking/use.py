@@ -66,7 +66,7 @@ class Searcher:
         """The ``k`` best items of modality ``among`` (default: pictures; for a picture, texts), best first."""
         embedding = self.encode(query)
         asked: Modality = next(m for m in MODALITIES if m in query)
-        modality = among or DEFAULT_ANSWER[asked]
+        modality = among or self._answer_to(asked)
         if modality not in self.encoders:
             raise ConfigError(f"{self.loaded.run}: cannot search among {modality}; it knows {', '.join(self.encoders)}")
         content = self.index
@@ -74,6 +74,11 @@ class Searcher:
         scores = matrix @ embedding
         best = np.argsort(-scores, kind="stable")[:k]
         return [Hit(float(scores[i]), **content["items"][content["rows"][modality][i]]) for i in best]
+
+    def _answer_to(self, asked: Modality) -> str:
+        """Pictures, or texts for a picture; in a run without those, the first other modality."""
+        usual = DEFAULT_ANSWER[asked]
+        return usual if usual in self.encoders else next(m for m in self.encoders if m != asked)
 
     @property
     def _folder(self) -> Path:
