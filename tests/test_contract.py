@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import lines
 from test_resume import assert_equal_runs, cut
 from torch import Tensor, nn
 
@@ -122,6 +123,19 @@ def test_results_do_not_depend_on_batch_mates(case: Case) -> None:
     for name, values in together.items():
         if name != "loss":  # a contrastive loss is about the batch
             torch.testing.assert_close(values, torch.cat([part[name] for part in apart]), rtol=1e-5, atol=1e-5)
+
+
+def test_micro_batches_do_not_change_the_step(case: Case, tmp_path: Path) -> None:
+    """Whichever way the family accumulates. Sums in another order: float32, 1e-4."""
+    found = []
+    for parts in (1, 4):
+        changes = {"train": {"micro_batches": parts, "steps": 1}, "evaluate": {"test": False}}
+        config = settings.resolve(case.family, "tiny", changes)
+        loop.train(case.family, config, tmp_path / str(parts), quiet=True)
+        [line] = [line for line in lines(tmp_path / str(parts) / "metrics.jsonl") if line["kind"] == "train"]
+        found.append((line["loss"], line["grad_norm"]))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0][1] > 1e-3
 
 
 def test_a_run_resumes_bit_for_bit(case: Case, tmp_path: Path) -> None:

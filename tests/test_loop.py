@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import TOY, TOY_TWO_STAGES, ToyTask, lines, toy_config
 from safetensors.torch import load_file
+from torch import nn
 
 from sensorium.engine import checkpoint, loop, session
 from sensorium.engine.backend import usable_precision
 from sensorium.engine.evaluate import evaluate_run
+from sensorium.engine.settings import RunConfig
 from sensorium.errors import CheckpointError, ConfigError, DataError, RunError
 
 
@@ -143,12 +147,22 @@ def test_bf16_is_really_bf16(tmp_path: Path) -> None:
     assert first == pytest.approx(other, rel=2**-6)  # bf16 has 8 significant bits
 
 
-def test_contrastive_families_refuse_plain_accumulation(tmp_path: Path) -> None:
+def test_a_task_that_accumulates_itself_gets_all_rows_at_once(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    family = replace(TOY, accumulation="inside-task")
-    with pytest.raises(ConfigError, match=r"train\.micro_batches must be 1"):
-        loop.train(family, toy_config({"train": {"micro_batches": 2}}), tmp_path / "run", quiet=True)
+    seen: list[int] = []
+
+    def task(config: RunConfig, facts: Mapping[str, Any]) -> nn.Module:
+        built = TOY.task(config, facts)
+        built.register_forward_pre_hook(lambda _, given: seen.append(len(given[0]["index"])))
+        return built
+
+    for accumulation, rows in (("inside-task", 8), ("sum", 2)):
+        seen.clear()
+        changes = {"train": {"micro_batches": 4, "batch_size": 8, "steps": 2}, "evaluate": {"every_epochs": None}}
+        family = replace(TOY, accumulation=accumulation, task=task)
+        loop.train(family, toy_config(changes), tmp_path / accumulation, quiet=True)
+        assert seen[:2] == [rows, rows]
 
 
 def test_a_stage_that_names_no_parameter_is_an_error(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from sensorium.config import Section
     from sensorium.engine.settings import RunConfig
@@ -183,12 +184,45 @@ class Searcher(Protocol):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A trained run opened for use."""
+    """A trained run opened for use, on the CPU and in evaluation mode."""
 
     run: Path
+    checkpoint: Path
     config: RunConfig
+    facts: Mapping[str, Any]
     task: nn.Module
     digest: str  # of the weights
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was completed just now. ``better``: it holds the best validation so far, of ``value``."""
+
+    run: Path
+    checkpoint: Path
+    step: int
+    epoch: float
+    better: bool
+    value: float | None
+
+
+class Listener(Protocol):
+    """Is told what happens in a run, by its main process: how a script prints its own lines and writes its own files.
+
+    With a listener the console shows the bar and the warnings, but no lines of steps and validations.
+    """
+
+    def begun(self, config: RunConfig, sources: Sources, device: torch.device, precision: str) -> None:
+        """Data and model are ready. ``precision``: the one in use, and the one asked for where it is another."""
+
+    def stepped(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        """An optimizer step was done, the ``step``-th counted from 1."""
+
+    def validated(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
+        """The validation split was evaluated."""
+
+    def saved(self, saved: Saved) -> None:
+        """A checkpoint is complete."""
 
 
 def default_group(name: str, parameter: nn.Parameter) -> str:
@@ -212,7 +246,9 @@ class Family:
     adds ``batch["step"]``, a scalar, in training.
     ``after_step(task, step)`` runs after each optimizer step. ``at_chance(values)``: the step's logged values are what
     guessing would give; hundreds of them in a row raise an alarm.
-    ``accumulation``: "sum" if the mean over micro-batches is the right loss; "inside-task" if it is not (contrastive).
+    ``exports``: by format, what writes the trained model into a new folder and returns a line about it.
+    ``accumulation``: "sum" if the mean over micro-batches is the right loss. "inside-task" if it is not (contrastive):
+    the task then gets all rows of the step at once and divides them itself (``parts/chunks.py``).
     """
 
     name: str
@@ -230,4 +266,4 @@ class Family:
     after_step: Callable[[nn.Module, int], None] | None = None
     at_chance: Callable[[Mapping[str, float]], bool] | None = None
     use: Callable[[Loaded], Any] | None = None
-    exports: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    exports: Mapping[str, Callable[[Loaded, Path], str]] = field(default_factory=dict)

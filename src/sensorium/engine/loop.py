@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from torch import nn
 from sensorium.engine import checkpoint, optim, rundir
 from sensorium.engine import evaluate as evaluation
 from sensorium.engine.backend import Backend
-from sensorium.engine.contract import Batch, Evaluation, Family, Source
+from sensorium.engine.contract import Batch, Evaluation, Family, Listener, Saved, Source
 from sensorium.engine.guard import Guard
 from sensorium.engine.loader import Batches, TrainingRows
 from sensorium.engine.order import Clock, Order, Share, total_steps
@@ -44,30 +45,45 @@ from sensorium.errors import ConfigError, RunError
 
 
 def train(
-    family: Family, config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = False
+    family: Family,
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    listener: Listener | None = None,
 ) -> Evaluation | None:
     """Train, or continue, the run in ``folder``; returns the evaluation of the best checkpoint on the test split.
 
+    ``listener``, if given, is told what happens, on the main process.
+
     Raises ConfigError, DataError, CheckpointError (exit code 2) or RunError (1). Ctrl-C and SIGTERM save and stop.
     """
-    if config.train.micro_batches > 1 and family.accumulation == "inside-task":
-        raise ConfigError(
-            f"train.micro_batches must be 1 for family {family.name!r}: the mean over micro-batches is not its loss"
-        )
     if config.track.wandb != "off":
         import_wandb()  # say now what is missing, not after the data were encoded
     with Backend(config.train) as backend:
         if not backend.is_main:
-            return _train(family, config, folder, backend, resume=resume, quiet=True)
+            return _train(_Job(family, config, folder, backend, resume, True, None))
         with rundir.locked(folder):
             if not resume:
                 rundir.refuse_used(folder)
-            return _train(family, config, folder, backend, resume=resume, quiet=quiet)
+            return _train(_Job(family, config, folder, backend, resume, quiet, listener))
 
 
-def _train(
-    family: Family, config: RunConfig, folder: Path, backend: Backend, *, resume: bool, quiet: bool
-) -> Evaluation | None:
+class _Job(NamedTuple):
+    """What ``train`` was asked for, on this process."""
+
+    family: Family
+    config: RunConfig
+    folder: Path
+    backend: Backend
+    resume: bool
+    quiet: bool
+    listener: Listener | None
+
+
+def _train(job: _Job) -> Evaluation | None:
+    family, config, folder, backend, resume, quiet, listener = job
     begun = time.monotonic()
     host = backend.host(quiet=quiet)
     say = host.say
@@ -86,14 +102,20 @@ def _train(
         say(f"All {progress.step} steps are done; train.steps or train.epochs makes the run longer.")
         return None
     timings = {"data": time.monotonic() - begun}
-    writer = Tracker(folder, config.track, total, progress.step, quiet=quiet) if backend.is_main else Mute()
+    writer: Tracker | Mute = Mute()
+    if backend.is_main:
+        writer = Tracker(folder, config.track, total, progress.step, quiet=quiet, listener=listener)
     with writer as tracker, stop_on_signal() as stop:
         order = Order(length, config.seed, sources.train.groups)
-        share = Share(batch_size, config.train.micro_batches, backend.world)
+        parts = config.train.micro_batches if family.accumulation == "sum" else 1
+        share = Share(batch_size, parts, backend.world)
         clock = Clock(length, batch_size, total)
         frozen = frozen_digest(task, parameters)
         run = Run(folder, family, config, backend, sources, task, parameters, frozen, order, share, clock, progress, tracker, stop)  # fmt: skip  # noqa: E501
         _announce(run)
+        if listener is not None:
+            asked = backend.precision_note or backend.precision
+            listener.begun(config, sources, backend.device, asked)
         begun = time.monotonic()
         for span in plan:
             if progress.step < span.end:
@@ -199,9 +221,10 @@ def _after_step(
         if run.backend.is_main:
             weights = weights_of(run.task, run.parameters)
             content = checkpoint.Content(weights, progress.optimizer, progress.dump(), run.frozen)
-            checkpoint.save(run.folder, run.family.name, step, content)
-            best = None if progress.best is None else int(progress.best["step"])
+            saved = checkpoint.save(run.folder, run.family.name, step, content)
+            best, value = (int(progress.best["step"]), progress.best["value"]) if progress.best else (None, None)
             checkpoint.prune(run.folder, config.checkpoint.keep, best)
+            run.tracker.saved(Saved(run.folder, saved, step, clock.epoch(step), better, value))
         run.backend.barrier()
         run.tracker.restart_clock()
     if stopping and step < clock.total:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sensorium import config as configuration
 from sensorium.engine import checkpoint, rundir
 from sensorium.engine.backend import Backend
-from sensorium.engine.contract import Family, Loaded, Source, Sources
+from sensorium.engine.contract import Family, Loaded, Saved, Source, Sources
 from sensorium.engine.guard import Guard
 from sensorium.engine.order import Clock, Order, Share
 from sensorium.engine.seeds import reseed
@@ -41,6 +41,9 @@ class Mute:
         pass
 
     def validation(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def saved(self, saved: Saved) -> None:
         pass
 
     def event(self, step: int, text: str, level: Level = "info") -> None:
@@ -191,11 +194,12 @@ def open_run(family: Family, folder: Path, which: str = "best") -> Loaded:
     config = read_config(family, folder)
     path = choose_checkpoint(folder, family.name, which)
     reseed(config.seed, "weights")
-    task = family.task(config, rundir.read_json(folder / "facts.json")["facts"])
+    facts = rundir.read_json(folder / "facts.json")["facts"]
+    task = family.task(config, facts)
     parameters = learnable(task)
     content = checkpoint.load(path, family.name)
     load_weights(task, parameters, content, path)
-    return Loaded(folder, config, task.eval(), checkpoint.digest_of(content.weights))
+    return Loaded(folder, path, config, facts, task.eval(), checkpoint.digest_of(content.weights))
 
 
 def summary(run: Run, timings: dict[str, float]) -> dict[str, Any]:

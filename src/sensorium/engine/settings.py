@@ -30,6 +30,9 @@ class Train(Section):
     )
     grad_clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null switches clipping off.")
     device: Literal["auto", "cpu", "cuda"] = resumable("auto", "Where to train.")
+    processes: int | None = resumable(
+        None, "Processes on this machine, without a launcher; null: one a visible GPU, one on a CPU.", ge=1, le=1024
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
@@ -105,6 +108,7 @@ class Evaluate(Section):
 class Track(Section):
     log_every: int = resumable(10, "Steps between two lines or refreshes on the console.", ge=1)
     tensorboard: bool = resumable(True, "Write TensorBoard files into the run folder.")
+    tensorboard_dir: str | None = resumable(None, "Folder of the TensorBoard files; null: in the run folder.")
     wandb: Literal["off", "offline", "online"] = resumable("off", "Weights & Biases; needs the extra `wandb`.")
     wandb_project: str = resumable("sensorium", "Project name at Weights & Biases.")
 

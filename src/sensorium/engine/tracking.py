@@ -28,8 +28,10 @@ from sensorium.engine.files import cut_back, json_line, write_file
 from sensorium.engine.settings import Track
 from sensorium.errors import ConfigError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the contract imports torch
     from torch.utils.tensorboard import SummaryWriter
+
+    from sensorium.engine.contract import Listener, Saved
 
 Level = Literal["info", "warning", "alarm"]
 Advance = Callable[[int, int], None]
@@ -116,10 +118,10 @@ class _Sink(Protocol):
 
 
 class _TensorBoard:
-    def __init__(self, run: Path, start_step: int) -> None:
+    def __init__(self, folder: Path, start_step: int) -> None:
         module = importlib.import_module("torch.utils.tensorboard")
         purge = start_step + 1 if start_step else None
-        self._writer: SummaryWriter = module.SummaryWriter(str(run / "tensorboard"), purge_step=purge)
+        self._writer: SummaryWriter = module.SummaryWriter(str(folder), purge_step=purge)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -185,8 +187,16 @@ class Tracker:
     folder is damaged.
     """
 
-    def __init__(self, run: Path, settings: Track, total_steps: int, start_step: int, quiet: bool = False) -> None:
-        self._settings, self._total, self._start = settings, total_steps, start_step
+    def __init__(
+        self,
+        run: Path,
+        settings: Track,
+        total_steps: int,
+        start_step: int,
+        quiet: bool = False,
+        listener: Listener | None = None,
+    ) -> None:
+        self._settings, self._total, self._start, self._listener = settings, total_steps, start_step, listener
         run.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "times.jsonl"):
             cut_back(run / name, start_step if start_step else -1)  # from the start, step 0 is said again too
@@ -194,7 +204,8 @@ class Tracker:
         if settings.wandb != "off":
             self._sinks.append(_Wandb(run, settings))
         if settings.tensorboard:
-            self._sinks.append(_TensorBoard(run, start_step))
+            folder = Path(settings.tensorboard_dir) if settings.tensorboard_dir else run / "tensorboard"
+            self._sinks.append(_TensorBoard(folder, start_step))
         self._metrics, self._times, self._log = (
             (run / name).open("a", encoding="utf-8") for name in ("metrics.jsonl", "times.jsonl", "train.log")
         )
@@ -229,16 +240,28 @@ class Tracker:
         if step % self._settings.log_every == 0 or step in (self._start + 1, self._total):
             text = "  ".join((f"step {step}/{self._total}", f"epoch {epoch:.2f}", loss, *others, speed))
             self._write_log(text)
-            if not self._screen.terminal:
+            if not self._screen.terminal and self._listener is None:
                 self._screen.line(text)
+        if self._listener is not None:
+            self._listener.stepped(step, epoch, values)
 
     def validation(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """Report one evaluation on the validation split."""
         self._append({"kind": "val", "step": step, "epoch": epoch, "metrics": dict(metrics)})
         self._send(step, {f"val/{name}": value for name, value in metrics.items()})
         chosen = [name for name in metrics if "/" not in name] or list(metrics)[:4]
-        self.say(f"val step {step}  " + "  ".join(f"{name} {_short(metrics[name])}" for name in chosen))
+        text = f"val step {step}  " + "  ".join(f"{name} {_short(metrics[name])}" for name in chosen)
+        if self._listener is None:
+            self.say(text)
+        else:
+            self._write_log(text)
+            self._listener.validated(step, epoch, metrics)
         self.restart_clock()
+
+    def saved(self, saved: Saved) -> None:
+        """Report a complete checkpoint."""
+        if self._listener is not None:
+            self._listener.saved(saved)
 
     def event(self, step: int, text: str, level: Level = "info") -> None:
         """Report something worth knowing that follows from the position in the run (never a resume: the tracker notes

@@ -7,6 +7,7 @@ whatever autocast says.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,18 +58,24 @@ class Side:
     """One modality of some rows: unit ``vectors`` ``[R, D]``, ``groups`` ``[R]`` int64, ``present`` ``[R]`` bool.
 
     Rows of equal group are positives of each other. A row that is not present takes no part, neither as a query nor
-    as a positive or a negative.
+    as a positive or a negative. ``queued`` ``[R]`` bool, where there are some: rows of earlier steps, which are
+    negatives only; those of the query's own group take no part.
     """
 
     vectors: Tensor
     groups: Tensor
     present: Tensor
+    queued: Tensor | None = None
 
 
-def _compare(queries: Side, gallery: Side) -> tuple[Tensor, Tensor]:
-    """Similarities ``[R, C]`` and which of them are positives."""
+def _compare(queries: Side, gallery: Side) -> tuple[Tensor, Tensor, Tensor]:
+    """Similarities ``[R, C]``, which of them are positives, and which take part at all."""
     similarity = full_precision(queries.vectors) @ full_precision(gallery.vectors).T
-    return similarity, queries.groups[:, None] == gallery.groups[None, :]
+    same = queries.groups[:, None] == gallery.groups[None, :]
+    allowed = gallery.present[None, :].expand_as(same)
+    if gallery.queued is not None:
+        allowed = allowed & ~(same & gallery.queued[None, :])
+    return similarity, same & allowed, allowed
 
 
 def infonce(queries: Side, gallery: Side, scale: Tensor) -> Tensor:
@@ -78,9 +85,9 @@ def infonce(queries: Side, gallery: Side, scale: Tensor) -> Tensor:
     one positive each it is CLIP's loss. Every present query must have a positive in the gallery.
     """
     with torch.autocast(queries.vectors.device.type, enabled=False):
-        similarity, positive = _compare(queries, gallery)
-        logits = (similarity * scale).masked_fill(~gallery.present[None, :], _NEVER)
-        target = (positive & gallery.present[None, :]).to(logits.dtype)
+        similarity, positive, allowed = _compare(queries, gallery)
+        logits = (similarity * scale).masked_fill(~allowed, _NEVER)
+        target = positive.to(logits.dtype)
         target = target / target.sum(dim=1, keepdim=True).clamp_min(1)
         losses = -(target * logits.log_softmax(dim=1)).sum(dim=1)
         return losses.masked_fill(~queries.present, 0.0)
@@ -89,10 +96,10 @@ def infonce(queries: Side, gallery: Side, scale: Tensor) -> Tensor:
 def sigmoid(queries: Side, gallery: Side, scale: Tensor, bias: Tensor) -> Tensor:
     """SigLIP's loss (Zhai et al. 2023, arXiv 2303.15343): each pair by itself, summed over the gallery, ``[R]``."""
     with torch.autocast(queries.vectors.device.type, enabled=False):
-        similarity, positive = _compare(queries, gallery)
+        similarity, positive, allowed = _compare(queries, gallery)
         logits = similarity * scale + bias
         losses = functional.softplus(torch.where(positive, -logits, logits))
-        return losses.masked_fill(~(queries.present[:, None] & gallery.present[None, :]), 0.0).sum(dim=1)
+        return losses.masked_fill(~(queries.present[:, None] & allowed), 0.0).sum(dim=1)
 
 
 class Temperature(nn.Module):
@@ -116,18 +123,74 @@ class Temperature(nn.Module):
         self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
 
 
-def align(mine: tuple[Side, Side], everyone: tuple[Side, Side], temperature: Temperature) -> Tensor:
+class Queue(nn.Module):
+    """Unit vectors of earlier steps, kept as further negatives (He et al. 2020, arXiv 1911.05722; without the second
+    encoder: Wang et al. 2020, arXiv 1912.06798). Persistent buffers, so that a resumed run has the same ones.
+
+    ``names``: what each row has a vector of; ``size`` rows in all, of all processes.
+    """
+
+    def __init__(self, names: Sequence[str], width: int, size: int) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.register_buffer("vectors", torch.zeros(size, len(self.names), width))
+        self.register_buffer("present", torch.zeros(size, len(self.names), dtype=torch.bool))
+        self.register_buffer("groups", torch.zeros(size, dtype=torch.int64))
+        self._waiting: dict[str, Side] = {}
+
+    def side(self, name: str) -> Side:
+        """The kept rows of one modality; those that were never filled are not present."""
+        place = self.names.index(name)
+        queued = torch.ones_like(self.groups, dtype=torch.bool)
+        return Side(self.vectors[:, place], self.groups, self.present[:, place], queued)
+
+    def offer(self, sides: Mapping[str, Side]) -> None:
+        """Rows of this step (of all processes); they join with ``commit``, when the step has succeeded."""
+        self._waiting = dict(sides)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """The offered rows push the oldest out."""
+        if not self._waiting:
+            return
+        sides = [self._waiting[name] for name in self.names]
+        vectors = torch.stack([side.vectors.detach() for side in sides], dim=1).to(self.vectors)
+        present = torch.stack([side.present for side in sides], dim=1)
+        for kept, new in ((self.vectors, vectors), (self.present, present), (self.groups, sides[0].groups)):
+            kept.copy_(torch.cat([new, kept])[: len(kept)])
+        self._waiting = {}
+
+
+def _joined(rows: Side, queue: Side) -> Side:
+    live = torch.zeros_like(rows.present)
+    assert queue.queued is not None
+    return Side(
+        torch.cat([rows.vectors, queue.vectors.to(rows.vectors)]),
+        torch.cat([rows.groups, queue.groups]),
+        torch.cat([rows.present, queue.present]),
+        torch.cat([live, queue.queued]),
+    )
+
+
+def align(
+    mine: tuple[Side, Side],
+    everyone: tuple[Side, Side],
+    temperature: Temperature,
+    queue: tuple[Side, Side] | None = None,
+) -> Tensor:
     """Contrastive loss of one pair of modalities, a scalar: symmetric InfoNCE, or sigmoid where there is a bias.
 
-    ``mine``: both modalities of this process's rows; ``everyone``: the same, gathered. The mean of the results over
-    processes is the loss of the joint batch, and so is the mean of the gradients. 0 where no row has both.
+    ``mine``: both modalities of this process's rows; ``everyone``: the same, gathered; ``queue``: of earlier steps.
+    The mean of the results over processes is the loss of the joint batch, and so is the mean of the gradients. 0 where
+    no row has both.
     """
     (a, b), (all_a, all_b) = mine, everyone
     scale = temperature.scale()
+    stock_a, stock_b = everyone if queue is None else (_joined(all_a, queue[0]), _joined(all_b, queue[1]))
     if temperature.bias is None:
-        losses = (infonce(a, all_b, scale) + infonce(b, all_a, scale)) / 2
+        losses = (infonce(a, stock_b, scale) + infonce(b, stock_a, scale)) / 2
     else:
-        losses = sigmoid(a, all_b, scale, temperature.bias)
+        losses = sigmoid(a, stock_b, scale, temperature.bias)
     processes = len(all_a.present) / len(a.present)
     return losses.sum() * (processes / all_a.present.sum().clamp_min(1))
 

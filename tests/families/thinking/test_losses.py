@@ -15,7 +15,7 @@ from sensorium.engine.contract import Batch
 from sensorium.errors import DataError
 from sensorium.families.thinking import losses
 from sensorium.families.thinking.config import Weights
-from sensorium.families.thinking.task import ThinkingTask, clamp_temperatures
+from sensorium.families.thinking.task import ThinkingTask, after_step
 from sensorium.parts.contrastive import Side, Temperature, align, hard_negatives, infonce, sigmoid
 
 ALIGN_ONLY = Weights(align=1.0, recon=0.0, match=0.0)
@@ -102,7 +102,7 @@ def test_temperature_has_a_limit_and_comes_back_from_it() -> None:
         temperature.log_scale.fill_(6.0)
     assert float(temperature.scale().detach()) == pytest.approx(100.0)
     assert torch.autograd.grad(temperature.scale(), temperature.log_scale)[0] == 0  # stuck, without the clamp
-    clamp_temperatures(task, 0)
+    after_step(task, 0)
     assert torch.autograd.grad(temperature.scale(), temperature.log_scale)[0] > 0
     assert float(Temperature(1 / 0.07).scale().detach()) == pytest.approx(1 / 0.07)
 

@@ -12,14 +12,14 @@ from sensorium.families.thinking.data import DataConfig, facts, sources
 from sensorium.families.thinking.evaluator import RetrievalEvaluator
 from sensorium.families.thinking.model import EncoderFacts
 from sensorium.families.thinking.presets import PRESETS
-from sensorium.families.thinking.task import ThinkingTask, at_chance, clamp_temperatures
+from sensorium.families.thinking.task import ThinkingTask, after_step, at_chance
 from sensorium.families.thinking.use import Searcher
 
 
 def _task(config: RunConfig, facts: Mapping[str, Any]) -> ThinkingTask:
     assert isinstance(config.model, ModelConfig)
     widths = {modality: EncoderFacts(**fact) for modality, fact in facts["modalities"].items()}
-    return ThinkingTask(config.model, widths, config.seed)
+    return ThinkingTask(config.model, widths, config.seed, config.train.micro_batches)
 
 
 FAMILY = Family(
@@ -31,7 +31,7 @@ FAMILY = Family(
     sources=sources,
     facts=facts,
     task=_task,
-    after_step=clamp_temperatures,
+    after_step=after_step,
     at_chance=at_chance,
     evaluator=RetrievalEvaluator,
     accumulation="inside-task",

@@ -49,6 +49,12 @@ class ModelConfig(Section):
         None, ge=8, le=4096, description="Width of the read-out, where it is to be another one than `width`."
     )
     loss: Literal["infonce", "sigmoid"] = Field("infonce", description="Contrastive loss; sigmoid is SigLIP's.")
+    queue: int = Field(
+        0,
+        ge=0,
+        le=2**20,
+        description="Rows of earlier steps kept as further negatives of the contrastive loss; 0: none.",
+    )
     weights: Weights = Weights()
 
     @property

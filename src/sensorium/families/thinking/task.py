@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +20,28 @@ from sensorium.errors import ConfigError, DataError
 from sensorium.families.thinking import losses
 from sensorium.families.thinking.config import ModelConfig
 from sensorium.families.thinking.model import EncoderFacts, Pass, build_model, centred
-from sensorium.parts.contrastive import Side, Temperature, align, gather_rows
+from sensorium.parts.chunks import Rows, in_chunks, take
+from sensorium.parts.contrastive import Queue, Side, Temperature, align, gather_rows
 
 Vectors = dict[Modality, Tensor]
+Read = dict[str, Tensor]
+Features = Mapping[Modality, Any]
+PARTIAL = "partial"
 
 
 class ThinkingTask(nn.Module):
     """``task(batch) -> Output``; ``embed``, ``embed_joint`` and ``match_score`` are what search and evaluation call.
 
-    ``widths``: facts of the encoder of each modality in the run. Raises ConfigError for fewer than two.
+    ``widths``: facts of the encoder of each modality in the run. ``chunks``: parts in which the rows of a training
+    step are read, to save memory; the loss is that of all rows all the same. Raises ConfigError for fewer than two
+    modalities.
     """
 
-    def __init__(self, config: ModelConfig, widths: Mapping[Modality, EncoderFacts], seed: int) -> None:
+    def __init__(
+        self, config: ModelConfig, widths: Mapping[Modality, EncoderFacts], seed: int, chunks: int = 1
+    ) -> None:
         super().__init__()
-        self.config, self.seed = config, seed
+        self.config, self.seed, self.chunks = config, seed, chunks
         self.facts = {m: widths[m] for m in MODALITIES if m in widths}
         if len(self.facts) < 2:
             found = ", ".join(self.facts) or "none"
@@ -46,6 +55,7 @@ class ThinkingTask(nn.Module):
             pooled_widths = {m: fact.pooled_width for m, fact in self.facts.items()}
             self.reconstruct = losses.Reconstruct(config.embedding_width, pooled_widths)
         self.match = losses.Match(config.embedding_width) if config.weights.match else None
+        self.queue = Queue(list(self.facts), config.embedding_width, config.queue) if config.queue else None
 
     def forward(self, batch: Batch) -> Output:
         """Loss of a batch. Raises DataError for rows that hold nothing and for features of another width."""
@@ -58,30 +68,84 @@ class ThinkingTask(nn.Module):
         has = self._present(batch)
         present = torch.stack(list(has.values()), dim=1)
         steps = self._steps(batch)
-        features = self.model.features(batch, list(has), steps)
         left_out = losses.leave_one_out(present, self._draw(batch, "left out", 6))
-        passes = [Pass({m: mask}) for m, mask in has.items()]  # no pass is given another modality's tokens
-        partial = self.reconstruct is not None and len(has) > 2
-        if partial:
-            passes.append(Pass({m: mask & (left_out != i) for i, (m, mask) in enumerate(has.items())}))
-        read = [losses.unit(e) for e in self.model.read(features, passes, steps)]
-        z = dict(zip(has, read, strict=False))
+        read, features = self._read_alone(batch, has, left_out, steps)
+        z = {m: read[m] for m in has}
         logs = self._align(z, has, batch["group"])
         loss = self.config.weights.align * logs["align"]
         if self.reconstruct is not None and len(has) > 1:
-            used = left_out[:, None] == torch.arange(len(has), device=left_out.device)
-            sources = dict.fromkeys(has, read[-1])
-            if not partial:  # of two modalities, each is left out by the other's unimodal pass
-                used, sources = present.all(dim=1, keepdim=True).expand_as(present), _crossed(z)
-            targets = {m: centred(batch[f"{m}_pooled"], self.model.means[m]) for m in has}
-            logs["recon"] = losses.reconstruction(self.reconstruct, sources, targets, used)
+            logs["recon"] = self._reconstruction(self.reconstruct, batch, read, present, left_out)
             loss = loss + self.config.weights.recon * logs["recon"]
         if self.match is not None and len(has) > 1:
             pairs = losses.draw_pairs(z, present, left_out, batch["group"], sample=self.training)
-            [joint] = self.model.read(features, [pairs.read], steps)
-            logs["match"] = losses.matching(self.match(losses.unit(joint)), pairs.used)
+            joint = self._read_pairs(batch, features, pairs.read, steps)
+            logs["match"] = losses.matching(self.match(joint), pairs.used)
             loss = loss + self.config.weights.match * logs["match"]
         return {"loss": loss, **logs, "think_steps": torch.tensor(float(steps))}
+
+    def _read_alone(self, batch: Batch, has: Vectors, left_out: Tensor, steps: int) -> tuple[Read, Features | None]:
+        """Unit read-outs ``[B, D]`` of each modality by itself, and, where reconstruction needs it, of each row without
+        the modality that it leaves out (``PARTIAL``); and the features, if all rows were read at once."""
+        names: list[str] = list(has)
+        if self.reconstruct is not None and len(has) > 2:
+            names.append(PARTIAL)
+
+        def read(rows: Rows | None) -> tuple[Read, Features]:
+            part, seen, left = batch, has, left_out
+            if rows is not None:
+                part, seen, left = take(batch, rows), take(has, rows), left_out[rows]
+            passes = [Pass({m: mask}) for m, mask in seen.items()]  # no pass is given another modality's tokens
+            if PARTIAL in names:
+                passes.append(Pass({m: mask & (left != i) for i, (m, mask) in enumerate(seen.items())}))
+            features = self.model.features(part, list(seen), steps)
+            found = self.model.read(features, passes, steps)
+            return dict(zip(names, (losses.unit(e) for e in found), strict=True)), features
+
+        if not self._chunked:
+            return read(None)
+        return in_chunks(lambda rows: read(rows)[0], _numbers(batch), self.chunks), None
+
+    def _read_pairs(self, batch: Batch, features: Features | None, pairs: Pass, steps: int) -> Tensor:
+        """Unit read-outs of both modalities of each pair: ``[2B, D]``, true pairs first."""
+        if features is not None:
+            [joint] = self.model.read(features, [pairs], steps)
+            return losses.unit(joint)
+        assert pairs.rows is not None
+        sources, size = pairs.rows, len(batch["has"])
+
+        def read(rows: Rows) -> Read:
+            both = torch.cat([rows, size + rows])  # of each true pair also the false one
+            part = {
+                name: tensor[sources[modality][both]]
+                for modality in sources
+                for name, tensor in batch.items()
+                if name.startswith(f"{modality}_")
+            }
+            features = self.model.features(part, list(sources), steps)
+            [joint] = self.model.read(features, [Pass({m: keep[both] for m, keep in pairs.keep.items()})], steps)
+            true, false = losses.unit(joint).chunk(2)
+            return {"true": true, "false": false}
+
+        found = in_chunks(read, _numbers(batch), self.chunks)
+        return torch.cat([found["true"], found["false"]])
+
+    @property
+    def _chunked(self) -> bool:
+        return self.training and self.chunks > 1
+
+    def _reconstruction(
+        self, heads: losses.Reconstruct, batch: Batch, read: Read, present: Tensor, left_out: Tensor
+    ) -> Tensor:
+        """Loss of predicting the modality that each row left out; of two, each is left out by the other's pass."""
+        names = [name for name in read if name != PARTIAL]
+        if PARTIAL in read:
+            used = left_out[:, None] == torch.arange(len(names), device=left_out.device)
+            sources = dict.fromkeys(names, read[PARTIAL])
+        else:
+            used = present.all(dim=1, keepdim=True).expand_as(present)
+            sources = dict(zip(names, reversed([read[name] for name in names]), strict=True))
+        targets = {m: centred(batch[f"{m}_pooled"], self.model.means[m]) for m in names}
+        return losses.reconstruction(heads, sources, targets, used)
 
     def embed(self, batch: Batch, think_steps: int | None = None) -> Vectors:
         """Unimodal read-outs ``[B, D]`` by modality: unit length, float32; zeros where a row lacks the modality.
@@ -132,14 +196,19 @@ class ThinkingTask(nn.Module):
             vectors = gather_rows(torch.cat([z[m] for m in modalities], dim=1)).chunk(len(modalities), dim=1)
             known = {m: facts[:, 1 + i].bool() for i, m in enumerate(modalities)}
             everyone = _sides(dict(zip(modalities, vectors, strict=True)), known, facts[:, 0])
+        if self.training and self.queue is not None:
+            self.queue.offer(everyone)
         values, counts = [], []
         logs: dict[str, Tensor] = {}
         for a, b in combinations(modalities, 2):
             pair = f"{a}-{b}"
             temperature = self.temperatures[pair]
             here, there = (_both(sides[a], sides[b]) for sides in (mine, everyone))
-            values.append(align(here, there, temperature))
-            counts.append(there[0].present.sum())
+            kept = None
+            if self.training and self.queue is not None:
+                kept = _both(self.queue.side(a), self.queue.side(b))
+            values.append(align(here, there, temperature, kept))
+            counts.append(there[0].present.sum() + (0 if kept is None else kept[0].present.sum()))
             logs |= {f"align/{pair}": values[-1], f"temperature/{pair}": 1 / temperature.scale()}
         if not values:
             raise DataError("a batch of a single modality has nothing to align; give at least two")
@@ -192,9 +261,8 @@ class ThinkingTask(nn.Module):
         return derive(self.seed, purpose, int(batch["step"])) % limit
 
 
-def _crossed(z: Vectors) -> Vectors:
-    """Of two modalities, each gets the other's."""
-    return dict(zip(z, reversed(z.values()), strict=True))
+def _numbers(batch: Batch) -> Rows:
+    return torch.arange(len(batch["has"]), device=batch["has"].device)
 
 
 def _sides(z: Vectors, has: Vectors, group: Tensor) -> dict[Modality, Side]:
@@ -204,14 +272,17 @@ def _sides(z: Vectors, has: Vectors, group: Tensor) -> dict[Modality, Side]:
 def _both(a: Side, b: Side) -> tuple[Side, Side]:
     """Rows that lack one of the two take no part in the pair's loss."""
     present = a.present & b.present
-    return Side(a.vectors, a.groups, present), Side(b.vectors, b.groups, present)
+    return Side(a.vectors, a.groups, present, a.queued), Side(b.vectors, b.groups, present, b.queued)
 
 
-def clamp_temperatures(task: nn.Module, step: int) -> None:
-    """Keep every temperature at or above 0.01; the family's hook after each optimizer step."""
+def after_step(task: nn.Module, step: int) -> None:
+    """The family's hook after each optimizer step: every temperature stays at or above 0.01, the queue moves on."""
+    del step
     for part in task.modules():
         if isinstance(part, Temperature):
             part.clamp_()
+        elif isinstance(part, Queue):
+            part.commit()
 
 
 def at_chance(values: Mapping[str, float]) -> bool:
