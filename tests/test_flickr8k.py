@@ -90,7 +90,8 @@ def test_the_published_form(root: Path) -> None:
     assert item.image == root / "Flicker8k_Dataset" / NAMES[0]
     assert item.audio is None
     assert dataset.notes == (
-        "Flickr8k: 12 photographs, 60 captions",
+        "Flickr8k: 12 photographs, 60 usable captions",
+        "Flickr8k: 8 / 2 / 1 photographs in train / val / test",
         "Flickr8k: 5 captions of 1 missing photographs dropped",
         "Flickr8k: 1 photographs are in no split",
     )

@@ -95,7 +95,7 @@ def find(root: Path, audio: bool = True) -> Found:
     """Locate and parse every part. Raises DataError."""
     if not root.is_dir():
         raise DataError(
-            f"Flickr8k directory not found: {root}; unpack Flickr8k_Dataset.zip and Flickr8k_text.zip there, "
+            f"Flickr8k directory not found: {root}; get it by `sensorium data download flickr8k facc --root {root}`, "
             "or name its folder (--root_dir FOLDER, data.root=FOLDER)"
         )
     places = _places(root)
@@ -279,7 +279,9 @@ def _require_parts_fit(found: Found) -> None:
 
 def _notes(found: Found, items: tuple[Item, ...]) -> Iterator[str]:
     usable = {key for key in found.captions if key[0] in found.images}
-    yield f"Flickr8k: {len(found.images):,} photographs, {len(usable):,} captions"
+    yield f"Flickr8k: {len(found.images):,} photographs, {len(usable):,} usable captions"
+    sizes = Counter(found.splits.values())
+    yield f"Flickr8k: {' / '.join(f'{sizes[split]:,}' for split in SPLITS)} photographs in {' / '.join(SPLITS)}"
     if ghosts := {name for name, _ in found.captions} - found.images.keys():
         yield f"Flickr8k: {len(found.captions) - len(usable)} captions of {len(ghosts)} missing photographs dropped"
     if spare := len(found.images.keys() - found.splits.keys()):
