@@ -1,4 +1,4 @@
-"""Open a trained run and use it.
+"""Open a trained run and use it, or carry its model elsewhere.
 
 >>> model = sensorium.load("runs/demo-emoji")                      # doctest: +SKIP
 >>> vector = model.encode({"text": "a barking dog"})               # doctest: +SKIP
@@ -7,22 +7,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sensorium import families
+from sensorium import config as configuration
+from sensorium import exported, families
+from sensorium.data.files import new_folder
 from sensorium.engine import rundir, session
+from sensorium.engine.contract import Family, Loaded
 from sensorium.errors import ConfigError
 
 
-def load(run: str | Path, checkpoint: str = "best") -> Any:
-    """The family's ``use`` object over the weights of a run: for retrieval families a searcher.
+def load(run: str | Path, checkpoint: str = "best", data: Mapping[str, Any] | None = None) -> Any:
+    """The family's ``use`` object over the weights of a run or of an export: for retrieval families a searcher.
 
-    ``checkpoint``: ``best``, ``latest`` or the name of a checkpoint folder. Raises CheckpointError when the folder is
-    no run or is damaged, ConfigError when its family has nothing to use.
+    ``checkpoint``: ``best``, ``latest`` or the name of a checkpoint folder. ``data``: settings of the data section to
+    change, where something lies elsewhere by now (``{"image_encoder": "models/clip"}``). Raises CheckpointError when
+    the folder is no run and no export or is damaged, ConfigError when its family has nothing to use.
     """
     folder = Path(run)
-    family = families.load(str(rundir.stored_config(folder).get("family")))
+    family = _family_of(folder)
     if family.use is None:
         raise ConfigError(f"{folder}: family {family.name!r} has no use but its report")
-    return family.use(session.open_run(family, folder, checkpoint))
+    loaded = _open(family, folder, checkpoint)
+    if data:
+        settings = configuration.merge(configuration.dump(loaded.config), {"data": data})
+        loaded = replace(loaded, config=configuration.build(type(loaded.config), settings, "load(data=...)"))
+    return family.use(loaded)
+
+
+def export(run: Path, form: str, checkpoint: str = "best", out: Path | None = None) -> tuple[Path, str]:
+    """Write the model of a run (or of an export) in one of the family's formats; the folder, and a line about it.
+
+    ``out`` (default ``RUN/export/FORMAT``) appears by one rename. Raises ConfigError when it is there and not empty or
+    the family has no such format, CheckpointError as ``load`` does.
+    """
+    family = _family_of(run)
+    if form not in family.exports:
+        there = ", ".join(family.exports) or "none"
+        raise ConfigError(f"{run}: family {family.name!r} has no export format {form!r}; it has: {there}")
+    target = out or run / "export" / form
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target}: exists and is not an empty folder; --out takes another one")
+    loaded = _open(family, run, checkpoint)
+    new_parent = not target.parent.exists()
+    try:
+        with new_folder(target) as temporary:
+            return target, family.exports[form](loaded, temporary)
+    finally:
+        if new_parent and target.parent.is_dir() and not any(target.parent.iterdir()):
+            target.parent.rmdir()  # nothing was exported: leave nothing behind
+
+
+def _family_of(folder: Path) -> Family:
+    stored = exported.read_config(folder) if exported.is_export(folder) else rundir.stored_config(folder)
+    return families.load(str(stored.get("family")))
+
+
+def _open(family: Family, folder: Path, checkpoint: str) -> Loaded:
+    if not exported.is_export(folder):
+        return session.open_run(family, folder, checkpoint)
+    if checkpoint != "best":
+        raise ConfigError(f"{folder}: an export holds one set of weights; leave the checkpoint {checkpoint!r} out")
+    return exported.read(family, folder)

@@ -10,6 +10,8 @@ from sensorium.engine.settings import RunConfig
 from sensorium.families.thinking.config import ModelConfig
 from sensorium.families.thinking.data import DataConfig, facts, sources
 from sensorium.families.thinking.evaluator import RetrievalEvaluator
+from sensorium.families.thinking.export import write_hf
+from sensorium.families.thinking.export_onnx import write_onnx
 from sensorium.families.thinking.model import EncoderFacts
 from sensorium.families.thinking.presets import PRESETS
 from sensorium.families.thinking.task import ThinkingTask, after_step, at_chance
@@ -36,4 +38,5 @@ FAMILY = Family(
     evaluator=RetrievalEvaluator,
     accumulation="inside-task",
     use=Searcher,
+    exports={"hf": write_hf, "onnx": write_onnx},
 )

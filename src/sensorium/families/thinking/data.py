@@ -152,13 +152,16 @@ def sources(config: RunConfig, host: Host) -> Sources:
     for note in dataset.notes:
         host.say(note)
     found = {m for m in MODALITIES if any(item.has(m) for item in dataset.items)}
-    encoders = open_encoders(data, host.device)
-    for modality in [m for m in encoders if m not in found]:
-        host.say(f"{modality.capitalize()}: none found in {dataset.root}; training without it")
-        del encoders[modality]
-    if len(encoders) < 2:
-        there = ", ".join(m for m in MODALITIES if m in encoders) or "none"
+    wanted = [m for m in MODALITIES if getattr(data, f"{m}_encoder") is not None]
+    usable = [m for m in wanted if m in found]
+    if len(usable) < 2:
+        there = ", ".join(usable) or "none"
         raise DataError(f"{dataset.name}: usable modalities: {there}; retrieval needs at least two")
+    for modality in [m for m in wanted if m not in found]:
+        rest = " and ".join(sorted(usable))
+        host.say(f"{modality.capitalize()}: none found in {dataset.root}; training on {rest}")
+    unused = {f"{m}_encoder": None for m in MODALITIES if m not in usable}
+    encoders = open_encoders(data.model_copy(update=unused), host.device)
     numbers = {group: number for number, group in enumerate(sorted({item.group for item in dataset.items}))}
     senses = {m: _sense(data, encoder, dataset.items, host) for m, encoder in encoders.items()}
     splits = {}
@@ -209,4 +212,5 @@ def facts(config: RunConfig, found: Sources) -> dict[str, Any]:
             "has_vector": sense.has_vector,
             "mean": (total / max(1, len(rows))).tolist(),
         }
-    return {"modalities": modalities}
+    identities = {str(modality): json.loads(sense.identity)[0] for modality, sense in train.senses.items()}
+    return {"modalities": modalities, "encoders": identities}

@@ -1,0 +1,143 @@
+"""Exported models: a folder that holds a trained model without its run, its data and its frozen encoders.
+
+```
+FOLDER/
+    model.safetensors   learned weights and buffers by name
+    config.json         what builds the model around them: family, settings, facts; digest of the weights, own checksum
+    README.md           the model card, for people; free to be edited
+```
+Families write such a folder (format ``hf``); ``sensorium.load`` reads it back. Folders of other formats (``onnx``)
+carry the same ``config.json`` beside files of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sensorium import config as configuration
+from sensorium.engine import checkpoint, session
+from sensorium.engine.contract import Family, Loaded
+from sensorium.engine.files import write_file
+from sensorium.engine.results import FOLDER as RESULTS
+from sensorium.engine.results import Result, read_result
+from sensorium.engine.seeds import reseed
+from sensorium.engine.settings import config_class
+from sensorium.engine.stages import learnable
+from sensorium.errors import CheckpointError
+
+FORMAT = 1
+LIBRARY = "sensorium"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+
+
+def describe(loaded: Loaded, kind: str, data: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of ``config.json``. ``kind``: the format of the export; ``data``: the part of the data section that
+    whoever uses the model needs; ``facts``: what the task is built from, and what the family adds to it."""
+    parameters = learnable(loaded.task)
+    return {
+        "library": LIBRARY,
+        "format": FORMAT,
+        "version": version("sensorium"),
+        "export": kind,
+        "family": loaded.config.family,
+        "preset": loaded.config.preset,
+        "seed": loaded.config.seed,
+        "checkpoint": loaded.checkpoint.name,
+        "digest": checkpoint.digest_of(session.weights_of(loaded.task, parameters)),
+        "frozen": session.frozen_digest(loaded.task, parameters),
+        "model": configuration.dump(loaded.config.model),
+        "data": dict(data),
+        "facts": dict(facts),
+    }
+
+
+def write_config(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write ``config.json`` with its checksum."""
+    whole = {**content, "checksum": _checksum(content)}
+    write_file(folder / CONFIG, (json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_weights(folder: Path, loaded: Loaded) -> Path:
+    """Write ``model.safetensors``: what a checkpoint holds of the model, without the optimizer."""
+    weights = session.weights_of(loaded.task, learnable(loaded.task))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    path = folder / WEIGHTS
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors gives 0600
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return path
+
+
+def write_card(folder: Path, text: str) -> None:
+    """Write the model card."""
+    write_file(folder / CARD, text.encode())
+
+
+def results(loaded: Loaded) -> Iterator[Result]:
+    """The evaluations of exactly this checkpoint that lie in the run, a split each."""
+    for path in sorted((loaded.run / RESULTS).glob("*.json")):
+        result = read_result(path)
+        if result.split == result.name and result.checkpoint == loaded.checkpoint.name:
+            yield result
+
+
+def is_export(folder: Path) -> bool:
+    """Whether the folder looks like an export: it has a ``config.json`` and is no run."""
+    return (folder / CONFIG).is_file() and not (folder / "config.yaml").exists()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The proven content of ``config.json``. Raises CheckpointError: damaged, edited, foreign, of another format."""
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(content, dict) or content.get("library") != LIBRARY:
+        raise CheckpointError(f"{path}: was not written by `sensorium export`; give a run folder or an export")
+    if content.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: format {content.get('format')}; this version reads format {FORMAT}")
+    if content.pop("checksum", None) != _checksum(content):
+        raise CheckpointError(
+            f"{path}: is damaged or was edited (its checksum differs); export anew, or load with `data={{...}}`"
+        )
+    return content
+
+
+def read(family: Family, folder: Path) -> Loaded:
+    """The model of an export, ready for use on the CPU, in evaluation mode; its facts are those of ``config.json``.
+
+    Every value and every weight is proven. Raises CheckpointError naming what is missing, damaged or foreign.
+    """
+    content = read_config(folder)
+    if not (folder / WEIGHTS).is_file():
+        what = f"an export of format {content['export']!r}; its {CARD} says how to use it"
+        raise CheckpointError(f"{folder}: {WEIGHTS} is missing" + (f": {what}" if content["export"] != "hf" else ""))
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: is damaged ({error})") from error
+    if checkpoint.digest_of(weights) != content["digest"]:
+        raise CheckpointError(f"{folder / WEIGHTS}: is damaged (its checksum differs)")
+    settings = {key: content[key] for key in ("family", "preset", "seed", "model", "data")}
+    config = configuration.build(config_class(family), settings, str(folder / CONFIG))
+    reseed(config.seed, "weights")
+    task = family.task(config, content["facts"])
+    state = checkpoint.Content(weights, {}, {}, content["frozen"])
+    session.load_weights(task, learnable(task), state, folder / WEIGHTS)
+    return Loaded(folder, folder / WEIGHTS, config, content["facts"], task.eval(), content["digest"])
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """sha256 of the values in a fixed order, whatever the line breaks."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
