@@ -89,7 +89,9 @@ BAD: dict[str, tuple[tuple[str, ...], tuple[str, ...], int]] = {
     ),
     "wrong type": (("train", "toy", "model.width=wide"), ("model.width: input should be a valid integer", "'wide'"), 2),
     "out of bounds": (("train", "toy", "model.dropout=1.5"), ("model.dropout: input should be less than 1", "1.5"), 2),
-    "no override": (("train", "toy", "quickly"), ("'quickly' is not an override", "optim.lr=1e-4"), 1),
+    "no such preset": (("train", "toy", "quickly"), ("has no preset 'quickly'; it has: tiny",), 1),
+    "two presets": (("check", "toy", "tiny", "--preset", "other"), ("two presets: 'tiny' and --preset other",), 1),
+    "no override": (("train", "toy", "tiny", "quickly"), ("'quickly' is not an override", "optim.lr=1e-4"), 1),
     "no such file": (("train", "toy", "--config", "gone.yaml"), ("gone.yaml: cannot be read (No such file",), 1),
     "unknown kind of file": (("train", "toy", "--config", "run.ini"), ("run.ini: unknown kind", ".yaml"), 1),
     "no run to resume": (("resume", "nowhere"), ("nowhere: not a run folder (no config.yaml in it)",), 1),
@@ -152,6 +154,7 @@ REFUSED_RUN: dict[str, tuple[tuple[str, ...], tuple[str, ...], int]] = {
         ("no checkpoint 'step_9'", "best, latest, step_00000001, step_00000002"),
         1,
     ),
+    "no such export": (("export", "run"), ("family 'toy' has no export format 'hf'; it has: none",), 1),
     "no use": (("search", "run", "a dog"), ("family 'toy' has no use",), 1),
 }
 
@@ -234,5 +237,16 @@ def test_help_is_shown(name: str, sensorium: Sensorium) -> None:
 
 
 def test_the_verbs_are_there() -> None:
-    verbs = {"demo", "train", "resume", "evaluate", "report", "search", "families", "data list", "data cache clear"}
+    verbs = {
+        "demo",
+        "train",
+        "resume",
+        "evaluate",
+        "report",
+        "search",
+        "export",
+        "families",
+        "data list",
+        "data cache clear",
+    }
     assert {f"sensorium {verb}" for verb in verbs} <= VERBS.keys()

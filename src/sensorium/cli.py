@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sensorium import __version__, cli_data
 from sensorium.errors import SensoriumError
+
+if TYPE_CHECKING:
+    from sensorium.engine.contract import Family
+    from sensorium.engine.settings import RunConfig
 
 app = typer.Typer(
     name="sensorium",
@@ -27,7 +32,16 @@ app.add_typer(cli_data.app, name="data")
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Settings, see docs/config.md.")
 ]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[PRESET] [SECTION.KEY=VALUE]...", help="Starting values; settings, see docs/config.md."),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+FamilyName = Annotated[str, typer.Argument(metavar="FAMILY", help="A family, see `sensorium families`.")]
+Preset = Annotated[str | None, typer.Option(help="Starting values; default is the family's first preset.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="YAML, JSON or TOML file over the preset.")]
+NewRun = Annotated[Path | None, typer.Option(help="Run folder; default runs/<family>-<preset>.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def _version(wanted: bool) -> None:
@@ -59,26 +73,46 @@ def demo(
     run_demo(data, languages.split(","), run or Path("runs") / f"demo-{data}", seed, overrides or [])
 
 
-@app.command(epilog="Example: sensorium train thinking --preset tiny --run runs/first train.steps=50")
+@app.command(epilog="Example: sensorium train thinking tiny --run runs/first train.steps=50")
 def train(
-    family: Annotated[str, typer.Argument(help="A family, see `sensorium families`.")],
-    overrides: Overrides = None,
-    preset: Annotated[str | None, typer.Option(help="Starting values; default is the family's first preset.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML, JSON or TOML file over the preset.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Run folder; default runs/<family>-<preset>.")] = None,
+    family: FamilyName,
+    words: Words = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    run: NewRun = None,
 ) -> None:
     """Train a model. Ctrl-C saves and stops; `sensorium resume RUN` continues bit for bit."""
-    from sensorium import config as configuration
-    from sensorium import families
-    from sensorium.engine import loop, settings
+    chosen, resolved = _configured(family, words or [], preset, config)
+    _spread(resolved)
+    from sensorium.engine import loop  # not before: who only starts the others does not need it
 
-    chosen = families.load(family)
-    layers: list[dict[str, Any]] = [configuration.load_file(config)] if config else []
-    stated = next((layer["preset"] for layer in layers if "preset" in layer), None)
-    name = preset or stated or next(iter(chosen.presets))
-    layers.append(configuration.parse_overrides(overrides or []))
-    resolved = settings.resolve(chosen, name, *layers, origin=str(config or "configuration"))
-    loop.train(chosen, resolved, run or Path("runs") / f"{family}-{name}")
+    loop.train(chosen, resolved, run or Path("runs") / f"{family}-{resolved.preset}")
+
+
+@app.command(epilog="Example: sensorium check thinking tiny train.batch_size=32")
+def check(
+    family: FamilyName,
+    words: Words = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    run: NewRun = None,
+    as_json: AsJson = False,
+) -> None:
+    """Before a long run: try data, steps, resume and validation; predict memory, time and disk. Writes no run."""
+    from sensorium.engine import check as preflight
+
+    chosen, resolved = _configured(family, words or [], preset, config)
+    report = preflight.check(chosen, resolved, run or Path("runs") / f"{family}-{resolved.preset}", quiet=as_json)
+    options = {"--preset": preset, "--config": config, "--run": run}
+    given = [str(word) for name, value in options.items() if value is not None for word in (name, value)]
+    command = shlex.join(["sensorium", "train", family, *given, *(words or [])])
+    if as_json:
+        typer.echo(json.dumps({**report.as_json(), "command": command}, ensure_ascii=False, indent=1))
+    else:
+        preflight.print_report(report)
+    report.refuse()
+    if not as_json:
+        typer.echo(f"ready: {command}")
 
 
 @app.command(epilog="Example: sensorium resume runs/first train.steps=100")
@@ -92,6 +126,7 @@ def resume(run: RunFolder, overrides: Overrides = None) -> None:
     layers = (configuration.dump(stored), configuration.parse_overrides(overrides or []))
     wanted = settings.resolve(chosen, stored.preset, *layers)
     configuration.check_resume(stored, wanted)
+    _spread(wanted)
     loop.train(chosen, wanted, run, resume=True)
 
 
@@ -102,12 +137,17 @@ def evaluate(
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the name of a checkpoint folder.")] = "best",
 ) -> None:
     """Evaluate a checkpoint; writes RUN/evaluation/<split>.json and the report anew."""
+    from sensorium.engine import launch, session
     from sensorium.engine.evaluate import evaluate_run
     from sensorium.engine.report import write_report
     from sensorium.engine.tables import print_evaluation
 
-    print_evaluation(evaluate_run(_family_of(run), run, split, checkpoint))
-    typer.echo(f"Report: {write_report(run)}")
+    chosen = _family_of(run)
+    _spread(session.read_config(chosen, run), training=False)
+    result = evaluate_run(chosen, run, split, checkpoint)
+    if launch.is_main():
+        print_evaluation(result)
+        typer.echo(f"Report: {write_report(run)}")
 
 
 @app.command(epilog="Example: sensorium report runs/first")
@@ -128,7 +168,8 @@ def search(
     audio: Annotated[Path | None, typer.Option(help="A recording to look for.")] = None,
     among: Annotated[str | None, typer.Option("--in", help="What to find: image, text or audio.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many to find.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    rerank: Annotated[int, typer.Option(min=0, help="Order so many of the best anew with the match head.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Find pictures, texts or sounds by words, a picture, a recording, or several of them at once."""
     from dataclasses import asdict
@@ -140,13 +181,27 @@ def search(
     query = {modality: str(value) for modality, value in parts.items() if value is not None}
     if not query:
         raise ConfigError("nothing to look for; give words, --image FILE or --audio FILE")
-    hits = load(run).search(query, among, top)
+    hits = load(run).search(query, among, top, rerank)
     if as_json:
         typer.echo(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False, indent=1))
         return
     for place, hit in enumerate(hits, start=1):
         where = next((value for value in ({"audio": hit.audio}.get(among or ""), hit.image, hit.audio) if value), "")
         typer.echo(f"{place:3}  {hit.score:6.3f}  {hit.text or hit.id}  {where}")
+
+
+@app.command(epilog="Example: sensorium export runs/first --format hf --out models/first")
+def export(
+    run: RunFolder,
+    form: Annotated[str, typer.Option("--format", help="A format of the family: hf or onnx.")] = "hf",
+    checkpoint: Annotated[str, typer.Option(help="best, latest, or the name of a checkpoint folder.")] = "best",
+    out: Annotated[Path | None, typer.Option(help="New folder; default RUN/export/<format>.")] = None,
+) -> None:
+    """Write the trained model into a folder of its own: safetensors and a model card, or ONNX."""
+    from sensorium import use
+
+    folder, line = use.export(run, form, checkpoint, out)
+    typer.echo(f"{folder}: {line}")
 
 
 @app.command(epilog="Example: sensorium families")
@@ -159,7 +214,36 @@ def families() -> None:
         typer.echo(f"{name:16} {family.summary}\n{'':16} presets: {', '.join(family.presets)}")
 
 
-def _family_of(run: Path) -> Any:
+def _configured(family: str, words: list[str], preset: str | None, config: Path | None) -> tuple[Family, RunConfig]:
+    """The family, and its configuration: preset, then file, then overrides."""
+    from sensorium import config as configuration
+    from sensorium import families as package
+    from sensorium.engine import settings
+    from sensorium.errors import ConfigError
+
+    chosen = package.load(family)
+    if words and "=" not in words[0]:
+        positional, *words = words
+        if preset not in (None, positional):
+            raise ConfigError(f"two presets: {positional!r} and --preset {preset}; give one of them")
+        preset = positional
+    layers: list[dict[str, Any]] = [configuration.load_file(config)] if config else []
+    stated = next((layer["preset"] for layer in layers if "preset" in layer), None)
+    name = preset or stated or next(iter(chosen.presets))
+    layers.append(configuration.parse_overrides(words))
+    return chosen, settings.resolve(chosen, name, *layers, origin=str(config or "configuration"))
+
+
+def _spread(config: RunConfig, *, training: bool = True) -> None:
+    """Leave with the exit code of the processes that did the work, where that takes several."""
+    from sensorium.engine import launch
+
+    code = launch.spread(config.train, training=training)
+    if code is not None:
+        raise typer.Exit(code)
+
+
+def _family_of(run: Path) -> Family:
     from sensorium import families as package
     from sensorium.engine import rundir
     from sensorium.errors import CheckpointError

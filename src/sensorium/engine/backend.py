@@ -47,7 +47,8 @@ class Backend:
         if self.world != asked_world:
             raise RunError(f"the launcher asked for {asked_world} processes, but {self.world} found each other")
         self._model: nn.Module | None = None
-        self._optimizer: Any = None
+        self._optimizer: Any = None  # accelerate's, which knows the scaler
+        self._plain: Any = None  # the one within; accelerate's looks for packages on disk in each step
 
     @property
     def is_main(self) -> bool:
@@ -68,6 +69,7 @@ class Backend:
         """Wrap task and optimizer for this run's precision and processes; call the result for training steps."""
         self._accelerator.free_memory()
         self._model, self._optimizer = self._accelerator.prepare(task.to(self.device), optimizer)
+        self._plain = optimizer
         return self._model
 
     def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
@@ -95,14 +97,16 @@ class Backend:
         if finite and clip is not None and norm > clip:
             torch._foreach_mul_(gradients, clip / (norm + 1e-6))
         scaler = self._accelerator.scaler
-        if finite or scaler is not None:  # a scaler skips such a step by itself, and lowers its scale
-            self._optimizer.step()
-        self._optimizer.zero_grad()
+        if scaler is not None:
+            self._optimizer.step()  # skips such a step by itself, and lowers its scale
+        elif finite:
+            self._plain.step()
+        self._plain.zero_grad()
         return norm, finite
 
     def drop_step(self) -> None:
         """Forget the gradients of a step whose loss was not finite."""
-        self._optimizer.zero_grad()
+        self._plain.zero_grad()
 
     def any(self, flag: bool) -> bool:
         """True on all processes when it is true on one."""
@@ -147,7 +151,7 @@ class Backend:
         """Leave the process group; an interpreter that ends with DDP alive can abort in its last moment."""
         if self.world == 1:
             return
-        self._model = self._optimizer = None
+        self._model = self._optimizer = self._plain = None
         self._accelerator.free_memory()
         gc.collect()
         torch.distributed.destroy_process_group()

@@ -178,8 +178,11 @@ class Hit:
 class Searcher(Protocol):
     """What ``Family.use`` gives for families that find things; other families give what suits them."""
 
-    def search(self, query: Mapping[str, str], among: str | None = None, k: int = 5) -> list[Hit]:
-        """``query``: text, or a path of a picture or recording, by modality; several make one joint query."""
+    def search(self, query: Mapping[str, str], among: str | None = None, k: int = 5, rerank: int = 0) -> list[Hit]:
+        """``query``: text, or a path of a picture or recording, by modality; several make one joint query.
+
+        ``rerank``: so many of the best are ordered anew by a closer look; ConfigError where there is none.
+        """
 
 
 @dataclass(frozen=True)

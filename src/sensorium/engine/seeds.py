@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from functools import cache
 
 import numpy as np
 import torch
@@ -24,8 +25,16 @@ def generator(seed: int, *parts: int | str) -> np.random.Generator:
 
 
 def reseed(seed: int, *parts: int | str) -> None:
-    """Set every global generator (Python, NumPy, torch on all devices) from a position."""
+    """Set every global generator (Python, NumPy, torch on CPU and GPUs) from a position."""
     value = derive(seed, *parts)
     random.seed(value)
     np.random.seed(value % 2**32)
-    torch.manual_seed(value)
+    # torch.manual_seed would queue a stack trace for each kind of device that is not there: a millisecond a step.
+    torch.default_generator.manual_seed(value)
+    if _has_gpu():
+        torch.cuda.manual_seed_all(value)
+
+
+@cache
+def _has_gpu() -> bool:
+    return torch.cuda.is_available()
