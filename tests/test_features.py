@@ -90,7 +90,7 @@ class Counting:
 
 
 def contents_of(store: FeatureStore, contents: Sequence[Any]) -> list[tuple[bytes, bytes]]:
-    return [(f.tokens.tobytes(), f.pooled.tobytes()) for f in store.get_many(store.keys(contents))]
+    return [(f.tokens.tobytes(), f.pooled.tobytes()) for f in map(store.get, store.keys(contents))]
 
 
 def shards(store: FeatureStore) -> list[Path]:

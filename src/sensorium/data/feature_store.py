@@ -141,8 +141,12 @@ class FeatureStore:
             self._verified.add(shard.path)
         return Features(*shard.entry(shard.rows[key]))
 
-    def get_many(self, keys: Sequence[str]) -> list[Features]:
-        return [self.get(key) for key in keys]
+    def prepare(self, key: str) -> Features:
+        """As ``get``: nothing is left to be done for many at once."""
+        return self.get(key)
+
+    def finish(self, prepared: Sequence[Features]) -> list[Features]:
+        return list(prepared)
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Write one shard. Raises DataError if that is not possible."""

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sensorium.data.feature_fill import Encoder, FillOptions, fill, load
 from sensorium.data.feature_keys import Content, ContentKeys
@@ -40,7 +40,10 @@ _VERSIONS = ("torch", "transformers", "numpy", "pillow", "soundfile", "soxr")
 
 
 class FeatureSource(Protocol):
-    """Features by content: a ``FeatureStore`` or ``LiveFeatures``. ``skipped``: content -> why it has none."""
+    """Features by content: a ``FeatureStore`` or ``LiveFeatures``. ``skipped``: content -> why it has none.
+
+    ``get(key)`` is ``finish([prepare(key)])``: what can be done sample by sample, and what is faster for many at once.
+    """
 
     @property
     def namespace(self) -> str: ...
@@ -55,7 +58,8 @@ class FeatureSource(Protocol):
     def key(self, content: Content) -> str: ...
     def keys(self, contents: Sequence[Content]) -> list[str]: ...
     def get(self, key: str) -> Features: ...
-    def get_many(self, keys: Sequence[str]) -> list[Features]: ...
+    def prepare(self, key: str) -> Any: ...
+    def finish(self, prepared: Sequence[Any]) -> list[Features]: ...
 
 
 def default_root() -> Path:
@@ -123,14 +127,16 @@ class LiveFeatures:
 
     def get(self, key: str) -> Features:
         """Raises DataError if the content is broken, or its key was never asked for."""
-        return self.get_many([key])[0]
+        return self.finish([self.prepare(key)])[0]
 
-    def get_many(self, keys: Sequence[str]) -> list[Features]:
+    def prepare(self, key: str) -> Any:
+        """One sample, decoded and ready for the encoder. Raises DataError as ``get``."""
+        if key not in self._contents:
+            raise DataError(f"no content is known for key {key[:12]}; ask for the key of a content first")
+        return load(self._encoder, self._contents[key])
+
+    def finish(self, prepared: Sequence[Any]) -> list[Features]:
         """One call of the encoder for all, which is faster than one by one."""
-        unknown = [key for key in keys if key not in self._contents]
-        if unknown:
-            raise DataError(f"no content is known for key {unknown[0][:12]}; ask for the key of a content first")
-        prepared = [load(self._encoder, self._contents[key]) for key in keys]
         return [Features(result.tokens, result.pooled) for result in self._encoder.encode(prepared)]
 
 

@@ -18,8 +18,10 @@ from sensorium.data import features, readers
 from sensorium.data.items import MODALITIES, SPLITS, Item, Modality
 from sensorium.engine.contract import Batch, Host, Sources
 from sensorium.engine.settings import RunConfig
-from sensorium.errors import DataError
+from sensorium.errors import ConfigError, DataError
 from sensorium.parts.encoders import EncoderOptions, FrozenEncoder, open_encoder
+
+AT_ONCE = 64  # samples given to an encoder together while the means are taken
 
 
 class DataConfig(Section):
@@ -58,14 +60,15 @@ def cache_root(config: DataConfig) -> Path:
     return Path(config.cache).expanduser() if config.cache else features.default_root()
 
 
-def open_encoders(config: DataConfig, device: str = "cpu") -> dict[Modality, FrozenEncoder]:
-    """The encoders that the configuration names."""
+def open_encoders(config: DataConfig, device: str = "cpu", rows: int | None = None) -> dict[Modality, FrozenEncoder]:
+    """The encoders that the configuration names. ``rows`` of one forward pass; None: what suits the device."""
     options = EncoderOptions(
         prefix=config.text_prefix,
         max_tokens=config.max_tokens,
         pool=config.audio_pool,
         window_seconds=config.audio_window_seconds,
         max_seconds=config.audio_max_seconds,
+        batch_size=rows,
     )
     names: dict[Modality, str | None] = {
         "text": config.text_encoder,
@@ -95,13 +98,19 @@ class FeatureSource:
     def example(self, index: int, seed: int) -> Mapping[str, Any]:
         """Frozen features need no randomness; ``seed`` is there for the contract."""
         del seed
-        found = {m: self.senses[m].store.get(key) for m, keys in self.keys.items() if (key := keys[index]) is not None}
+        stores = {m: self.senses[m].store for m in self.keys}
+        found = {m: stores[m].prepare(key) for m, keys in self.keys.items() if (key := keys[index]) is not None}
         if not found:
             raise DataError(f"{self.items[index].id}: has none of the modalities {', '.join(self.keys)}")
         return {"group": self.groups[index], **found}
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
-        return collate(examples, self.senses)
+        rows = [dict(example) for example in examples]
+        for modality, sense in self.senses.items():
+            having = [row for row in rows if modality in row]
+            for row, found in zip(having, sense.store.finish([row[modality] for row in having]), strict=True):
+                row[modality] = found
+        return collate(rows, self.senses)
 
     def distinct(self, modality: Modality) -> np.ndarray:
         """Rows that are the first with their content in their group: the gallery and the queries of an evaluation."""
@@ -161,7 +170,12 @@ def sources(config: RunConfig, host: Host) -> Sources:
         rest = " and ".join(sorted(usable))
         host.say(f"{modality.capitalize()}: none found in {dataset.root}; training on {rest}")
     unused = {f"{m}_encoder": None for m in MODALITIES if m not in usable}
-    encoders = open_encoders(data.model_copy(update=unused), host.device)
+    live = not data.use_cache and host.device != "cpu"
+    if live and config.loader.workers:
+        raise ConfigError("without a cache the encoders run on the GPU, where loader.workers must be 0")
+    # A pass always has the same number of rows: without a cache no more than come at once.
+    rows = max(1, config.train.batch_size // host.world) if live else None
+    encoders = open_encoders(data.model_copy(update=unused), host.device, rows)
     numbers = {group: number for number, group in enumerate(sorted({item.group for item in dataset.items}))}
     senses = {m: _sense(data, encoder, dataset.items, host) for m, encoder in encoders.items()}
     splits = {}
@@ -195,17 +209,18 @@ def _sense(data: DataConfig, encoder: FrozenEncoder, items: Sequence[Item], host
     return Sense(store, identity, encoder.width, encoder.pooled_width, encoder.has_vector)
 
 
-def facts(config: RunConfig, found: Sources) -> dict[str, Any]:
+def facts(config: RunConfig, sources: Sources) -> dict[str, Any]:
     """Widths of the encoders and the training means of their pooled vectors (the centre of the reconstruction)."""
     del config
-    train = found.train
+    train = sources.train
     assert isinstance(train, FeatureSource)
     modalities: dict[str, Any] = {}
     for modality, sense in train.senses.items():
         rows = [key for row in train.distinct(modality) if (key := train.keys[modality][row]) is not None]
         total = np.zeros(sense.pooled_width)
-        for key in rows:
-            total += sense.store.get(key).pooled
+        for start in range(0, len(rows), AT_ONCE):
+            for found in sense.store.finish([sense.store.prepare(key) for key in rows[start : start + AT_ONCE]]):
+                total += found.pooled
         modalities[modality] = {
             "width": sense.width,
             "pooled_width": sense.pooled_width,
