@@ -129,7 +129,7 @@ class NoEvaluator:
     def collect(self, task: nn.Module, batch: Batch, *, final: bool) -> Mapping[str, Tensor]:
         raise NotImplementedError
 
-    def score(self, collected: Mapping[str, Tensor], source: Source, *, final: bool) -> Evaluation:
+    def score(self, collected: Mapping[str, Tensor], source: Source, task: nn.Module, *, final: bool) -> Evaluation:
         raise NotImplementedError
 
 

@@ -80,8 +80,8 @@ class ToyEvaluator:
         assert isinstance(task, ToyTask)
         return {"error": (task.predict(batch) - batch["y"]).square()}
 
-    def score(self, collected: Mapping[str, Tensor], source: Source, *, final: bool) -> Evaluation:
-        del source, final
+    def score(self, collected: Mapping[str, Tensor], source: Source, task: nn.Module, *, final: bool) -> Evaluation:
+        del source, task, final
         return Evaluation({"loss": float(collected["error"].mean())})
 
 

@@ -82,7 +82,8 @@ def problem_of(words: list[str]) -> str | None:
     except Exception as error:  # noqa: BLE001  # whatever the parser raises is the finding
         return f"{' '.join(words)}: {error}"
     known = {path for name in families.names() for path, _ in config.walk(settings.config_class(families.load(name)))}
-    given = context.params.get("overrides") or []
+    known |= {preset for name in families.names() for preset in families.load(name).presets}
+    given = context.params.get("overrides") or context.params.get("words") or []
     unknown = [path for item in given if (path := item.partition("=")[0]) not in known and "options." not in path]
     return f"{' '.join(words)}: no key {unknown[0]}" if unknown else None
 
@@ -99,9 +100,10 @@ def test_a_wrong_page_is_found() -> None:
         ROOT / "README.md", "see [here](docs/nowhere.md#part) and [there](docs/determinism.md#how)"
     ) == ["docs/nowhere.md"]
     page = (
-        "```bash\n$ sensorium trian toy\nsensorium report --fast runs/a  # why\nsensorium resume a train.stops=3\n```"
+        "```bash\n$ sensorium trian toy\nsensorium report --fast runs/a  # why\nsensorium resume a train.stops=3\n"
+        "sensorium train thinking tyni\n```"
     )
-    assert [bool(problem_of(words)) for words in commands(page)] == [True, True, True]
+    assert [bool(problem_of(words)) for words in commands(page)] == [True, True, True, True]
     assert [problem_of(words) for words in commands("```bash\nsensorium resume a \\\n  train.steps=3\n```")] == [None]
 
 

@@ -201,6 +201,7 @@ def test_tensorboard_continues_without_repeats(tmp_path: Path) -> None:
     assert set(reader.Tags()["scalars"]) == {
         "train/loss",
         "train/grad_norm",
+        "train/seconds_per_step",
         "lr/decay",
         "val/loss",
         "val/a-b/x2y_R@1",
@@ -244,6 +245,7 @@ def test_wandb_is_one_run_over_all_resumes(tmp_path: Path, monkeypatch: pytest.M
     assert (first["mode"], first["project"], first["resume"]) == ("offline", "slots", "allow")
     assert first["config"] == {"seed": 7}
     assert wandb.finished == 2
+    assert wandb.told[0].pop("train/seconds_per_step") > 0
     assert wandb.told[0] == {"train/loss": 1 / 3, "train/grad_norm": 0.1, "lr/decay": 1e-3, "step": 1}
     assert {"val/loss": 1 / 3, "val/a-b/x2y_R@1": 30.0, "step": 3} in wandb.told
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sensorium import __version__, cli_data
-from sensorium.errors import SensoriumError
+from sensorium.errors import shown
 
 if TYPE_CHECKING:
     from sensorium.engine.contract import Family
@@ -256,18 +254,7 @@ def _family_of(run: Path) -> Family:
 
 def main() -> None:
     """Entry point of ``sensorium``: errors of ours are one line on standard error and an exit code."""
-    try:
-        app()
-    except SensoriumError as error:
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `sensorium … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    shown(app)
 
 
 if __name__ == "__main__":

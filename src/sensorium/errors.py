@@ -4,6 +4,10 @@ The command line prints ``str(error)`` and leaves with ``exit_code``. A message 
 allowed and what to do; several problems are joined by newlines.
 """
 
+import os
+import sys
+from collections.abc import Callable
+
 
 class SensoriumError(Exception):
     """Base of all errors that are shown as a line instead of a traceback."""
@@ -27,3 +31,19 @@ class RunError(SensoriumError):
     """A run had to stop although its input was right (for example: the loss is not finite any more)."""
 
     exit_code = 1
+
+
+def shown(command: Callable[[], object]) -> None:
+    """Run a command; errors of ours become one line on standard error and an exit code."""
+    try:
+        command()
+    except SensoriumError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -132,8 +132,9 @@ def _processes(this: _Check) -> int:
     except ConfigError as error:
         this.report.add("processes", "not as configured", str(error))
         return 1
-    parts = f", micro-batches: {share.micro_batches}" * (share.micro_batches > 1)
-    this.report.add("processes", f"{count}, each with {share.rows * share.micro_batches} rows of a step{parts}")
+    micro = this.config.train.micro_batches
+    parts = f", micro-batches: {micro}" * (micro > 1)
+    this.report.add("processes", f"{count}, each with {share.rows} rows of a step{parts}")
     return count
 
 

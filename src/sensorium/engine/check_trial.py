@@ -188,7 +188,7 @@ def validate(trials: Trials, trial: Trial, source: Source, chosen: Sequence[int]
         places = torch.arange(length) % len(chosen)
         answers = {name: tensor[places] for name, tensor in collected.items()} | {"index": torch.arange(length)}
         begun = time.monotonic()
-        metrics = judge.score(answers, source, final=False).metrics
+        metrics = judge.score(answers, source, task.eval(), final=False).metrics
     return metrics, collecting * length / len(chosen) + time.monotonic() - begun
 
 

@@ -159,9 +159,10 @@ class Evaluator(Protocol):
     def collect(self, task: nn.Module, batch: Batch, *, final: bool) -> Mapping[str, Tensor]:
         """Per-sample results, first axis = rows of the batch. Runs without gradient, in eval mode."""
 
-    def score(self, collected: Mapping[str, Tensor], source: Source, *, final: bool) -> Evaluation:
-        """``collected`` is sorted by sample number without duplicates, on the CPU. ``final``: after training, when
-        tables and galleries may take their time; otherwise only ``metrics`` are needed."""
+    def score(self, collected: Mapping[str, Tensor], source: Source, task: nn.Module, *, final: bool) -> Evaluation:
+        """``collected`` is sorted by sample number without duplicates, on the CPU. ``task``, without gradient and in
+        eval mode, is for what cannot be said sample by sample. ``final``: after training, when tables and galleries
+        may take their time; otherwise only ``metrics`` are needed."""
 
 
 @dataclass(frozen=True)

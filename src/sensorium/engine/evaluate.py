@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +44,11 @@ def collect(
     """
     loader = config.loader.model_copy(update={"bad_samples": "raise"})
     parts: list[dict[str, np.ndarray]] = []
-    was_training = task.training
-    task.eval()
-    with torch.no_grad(), backend.autocast():
+    with _judging(task, backend):
         for batch in Batches(source, _Rows(config, len(source), backend), loader):
             on_device = {name: tensor.to(backend.device) for name, tensor in batch.items()}
             found = {"index": batch["index"], **evaluator.collect(task, on_device, final=final)}
             parts.append({name: tensor.detach().cpu().numpy() for name, tensor in found.items()})
-    task.train(was_training)
     joined = backend.gather(parts)
     index = np.concatenate([part["index"] for part in joined])
     order = np.argsort(index, kind="stable")
@@ -64,8 +62,19 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate ``task`` on ``source``; the judgement is made once and given to all processes."""
     collected = collect(task, source, evaluator, config, backend, final=final)
-    result: Evaluation = backend.from_main(lambda: evaluator.score(collected, source, final=final))
+    with _judging(task, backend):
+        result: Evaluation = backend.from_main(lambda: evaluator.score(collected, source, task, final=final))
     return result
+
+
+@contextmanager
+def _judging(task: nn.Module, backend: Backend) -> Iterator[None]:
+    """Eval mode, no gradient, the run's precision; afterwards all is as before."""
+    was_training = task.training
+    task.eval()
+    with torch.no_grad(), backend.autocast():
+        yield
+    task.train(was_training)
 
 
 def evaluate_run(family: Family, folder: Path, split: str, which: str, *, quiet: bool = False) -> Evaluation:

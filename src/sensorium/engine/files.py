@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sensorium.errors import CheckpointError
 
@@ -22,15 +24,36 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write one file so that it is either absent, the old one or the whole new one."""
+def free_name(path: Path) -> Path:
+    """The first of ``PATH.1``, ``PATH.2`` … that nothing has: where to set aside what stands at ``path``."""
+    number = 1
+    while (free := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return free
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into that takes the name ``path`` when it is whole: until then there is the old one, or none."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy one file, whole or not at all."""
+    with source.open("rb") as original, replacing(target) as copy:
+        shutil.copyfileobj(original, copy)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write one file so that it is either absent, the old one or the whole new one."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 def plain(value: Any) -> Any:

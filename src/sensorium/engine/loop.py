@@ -18,7 +18,6 @@ from sensorium.engine import checkpoint, optim, rundir
 from sensorium.engine import evaluate as evaluation
 from sensorium.engine.backend import Backend
 from sensorium.engine.contract import Batch, Evaluation, Family, Listener, Saved, Source
-from sensorium.engine.guard import Guard
 from sensorium.engine.loader import Batches, TrainingRows
 from sensorium.engine.order import Clock, Order, Share, total_steps
 from sensorium.engine.report import write_report
@@ -27,15 +26,16 @@ from sensorium.engine.schedule import learning_rate
 from sensorium.engine.seeds import reseed
 from sensorium.engine.session import (
     Mute,
-    Progress,
     Run,
     Say,
+    begin,
     build_task,
     frozen_digest,
     load_weights,
     restore,
     stop_on_signal,
     summary,
+    warm_start,
     weights_of,
 )
 from sensorium.engine.settings import RunConfig
@@ -59,8 +59,10 @@ def train(
 
     Raises ConfigError, DataError, CheckpointError (exit code 2) or RunError (1). Ctrl-C and SIGTERM save and stop.
     """
+    # Say now what is missing, not after the data were encoded.
+    optim.require(config.optim)
     if config.track.wandb != "off":
-        import_wandb()  # say now what is missing, not after the data were encoded
+        import_wandb()
     with Backend(config.train) as backend:
         if not backend.is_main:
             return _train(_Job(family, config, folder, backend, resume, True, None))
@@ -87,18 +89,22 @@ def _train(job: _Job) -> Evaluation | None:
     begun = time.monotonic()
     host = backend.host(quiet=quiet)
     say = host.say
-    say(f"Device: {backend.describe()}")
+    if listener is None:
+        say(f"Device: {backend.describe()}")
+    warm = None if resume else warm_start(config)
     sources = family.sources(config, host)
-    if backend.is_main and not resume:  # only now: missing data must not leave half a run behind
-        rundir.create(folder, config)
+    if backend.is_main:  # only now: missing data must not leave half a run behind
+        (rundir.store_config if resume else rundir.create)(folder, config)
     task, _ = build_task(family, config, sources, folder, backend)
     parameters = learnable(task)
-    progress = restore(folder, task, parameters, config, say) or Progress(Guard(config.guard.max_skipped))
+    progress = restore(folder, task, parameters, config, say)
+    if progress is None:
+        progress = begin(task, parameters, config, warm or warm_start(config), say)
     length, batch_size = len(sources.train), config.train.batch_size
     total = total_steps(length, batch_size, config.train.epochs, config.train.steps)
     plan = spans(family.stages(config), total, progress.stage_ends)
     progress.stage_ends = [span.end for span in plan]
-    if progress.step >= total and (folder / "summary.json").exists():
+    if progress.step >= total and rundir.finished(folder, progress.step):
         say(f"All {progress.step} steps are done; train.steps or train.epochs makes the run longer.")
         return None
     timings = {"data": time.monotonic() - begun}
@@ -112,7 +118,7 @@ def _train(job: _Job) -> Evaluation | None:
         clock = Clock(length, batch_size, total)
         frozen = frozen_digest(task, parameters)
         run = Run(folder, family, config, backend, sources, task, parameters, frozen, order, share, clock, progress, tracker, stop)  # fmt: skip  # noqa: E501
-        _announce(run)
+        _announce(run, brief=listener is not None)
         if listener is not None:
             asked = backend.precision_note or backend.precision
             listener.begun(config, sources, backend.device, asked)
@@ -124,12 +130,14 @@ def _train(job: _Job) -> Evaluation | None:
     return _finish(run, timings, say)
 
 
-def _announce(run: Run) -> None:
+def _announce(run: Run, brief: bool) -> None:
+    """Say what begins; ``brief``: the listener says the size of it."""
     trainable = sum(p.numel() for p in run.parameters.values())
     frozen = sum(p.numel() for p in run.task.parameters()) - trainable
     clock, say = run.clock, run.tracker.say
     epochs = clock.epoch(clock.total)
-    say(f"Train samples: {clock.length}; {clock.total} steps of {clock.batch_size} ({epochs:.4g} epochs)")
+    if not brief:
+        say(f"Train samples: {clock.length}; {clock.total} steps of {clock.batch_size} ({epochs:.4g} epochs)")
     say(f"Parameters: {trainable:,} trainable, {frozen:,} frozen in the task")
     if run.progress.step:
         say(f"Resumed at step {run.progress.step} of {clock.total}")
@@ -156,6 +164,7 @@ def _run_stage(run: Run, span: Span) -> None:
             run.tracker.event(progress.step, f"bad sample replaced: {problem}", "warning")
         batches.news.clear()
         values |= {f"lr/{name}": rate for name, rate in rates.items()}
+        values["skipped_steps"] = float(progress.guard.skipped)
         run.tracker.train(
             progress.step, run.clock.epoch(progress.step), span.stage.name, values, config.train.batch_size
         )
@@ -201,7 +210,7 @@ def _skip(run: Run, step: int, what: str, values: dict[str, float]) -> dict[str,
     good, _ = checkpoint.complete(run.folder)
     line = run.progress.guard.skip(step + 1, what, str(good[-1]) if good else "none")
     run.tracker.event(step + 1, line, "warning")
-    return {**values, "skipped_steps": float(run.progress.guard.skipped)}
+    return values
 
 
 def _after_step(
@@ -223,8 +232,9 @@ def _after_step(
             content = checkpoint.Content(weights, progress.optimizer, progress.dump(), run.frozen)
             saved = checkpoint.save(run.folder, run.family.name, step, content)
             best, value = (int(progress.best["step"]), progress.best["value"]) if progress.best else (None, None)
-            checkpoint.prune(run.folder, config.checkpoint.keep, best)
+            # First told, then pruned: until the listener's own files are new, what they were made from is there.
             run.tracker.saved(Saved(run.folder, saved, step, clock.epoch(step), better, value))
+            checkpoint.prune(run.folder, config.checkpoint.keep, best)
         run.backend.barrier()
         run.tracker.restart_clock()
     if stopping and step < clock.total:

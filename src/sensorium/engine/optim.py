@@ -35,6 +35,12 @@ def build(
     return torch.optim.AdamW(groups, **common, fused=True)
 
 
+def require(settings: Optim) -> None:
+    """Raise ConfigError when the optimizer cannot be had on this machine."""
+    if settings.name == "adamw8bit":
+        _adamw8bit()
+
+
 def _adamw8bit() -> type[torch.optim.Optimizer]:
     if not torch.cuda.is_available():
         raise ConfigError("optim.name adamw8bit needs a GPU (on a CPU it is several times slower); use adamw")

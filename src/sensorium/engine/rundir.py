@@ -9,18 +9,21 @@ RUN/
     tensorboard/       event files                     checkpoints/       see checkpoint.py
     evaluation/        results as JSON, a file a split summary.json       parameters, seconds, memory, best
     report.html        with report.md and report.json
+RUN.1, RUN.2 …         runs that stood here before
 ```
 """
 
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
 import platform
 import shlex
+import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +33,7 @@ from typing import Any
 import torch
 
 from sensorium import config as configuration
-from sensorium.engine.files import write_file
+from sensorium.engine.files import copy_file, free_name, sync_folder, write_file
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import CheckpointError, ConfigError
 
@@ -77,18 +80,76 @@ def refuse_used(run: Path) -> None:
 def create(run: Path, config: RunConfig) -> None:
     """Write what stays the same during the run."""
     write_json(run / "environment.json", environment())
+    store_config(run, config)
+
+
+def store_config(run: Path, config: RunConfig) -> None:
+    """Write the resolved configuration; what was changed on a resume is then taken by the next one, too."""
     write_file(run / "config.yaml", configuration.dump_yaml(config).encode())
 
 
-def set_aside(run: Path) -> Path | None:
-    """Rename an earlier run folder to the first free ``RUN.1``, ``RUN.2`` …; None when there is none."""
+def set_aside(run: Path, files: Sequence[Path] = ()) -> Path | None:
+    """Rename an earlier run folder to the first free ``RUN.1``, ``RUN.2`` …; None when there is none.
+
+    ``files``: of that run, but outside of its folder, where the next run will replace them; the folder gets them too.
+    Raises CheckpointError when the run is in use.
+    """
     if not run.exists():
         return None
-    number = 1
-    while (aside := run.with_name(f"{run.name}.{number}")).exists():
-        number += 1
-    run.rename(aside)
+    with locked(run):
+        for file in files:
+            if file.exists():
+                _second_name(file, run / file.name)
+        aside = free_name(run)
+        run.rename(aside)
+        sync_folder(run.parent)
     return aside
+
+
+def asides(run: Path) -> list[Path]:
+    """The folders that ``set_aside`` made of earlier runs, newest first."""
+    found = [path for path in run.parent.glob(f"{glob.escape(run.name)}.*") if path.suffix[1:].isdecimal()]
+    return sorted(found, key=lambda path: int(path.suffix[1:]), reverse=True)
+
+
+def branch(origin: Path, checkpoints: Sequence[Path], run: Path, files: Sequence[Path] = ()) -> Path | None:
+    """Make ``run`` a run that stands where ``origin`` stood when the last of ``checkpoints`` was saved.
+
+    It gets copies of these checkpoints and of what ``origin`` says of itself; its logs are cut back when it goes on.
+    What stood in ``run`` before, possibly ``origin`` itself, is set aside with ``files``, and its new name returned. A
+    kill leaves the old runs, and at most a folder ``.RUN.tmp`` that the next call clears away.
+    """
+    temporary = run.with_name(f".{run.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "checkpoints").mkdir(parents=True)
+    with locked(origin):
+        for name in ("config.yaml", "facts.json", "environment.json", "metrics.jsonl", "times.jsonl"):
+            if (origin / name).exists():
+                copy_file(origin / name, temporary / name)
+        for folder in checkpoints:
+            copy = temporary / "checkpoints" / folder.name
+            copy.mkdir()
+            for file in folder.iterdir():
+                copy_file(file, copy / file.name)
+    sync_folder(temporary / "checkpoints")
+    aside = set_aside(run, files)
+    temporary.rename(run)
+    sync_folder(run.parent)
+    return aside
+
+
+def _second_name(file: Path, name: Path) -> None:
+    """A link: the file is only ever replaced as a whole, so the second name keeps what it holds now."""
+    name.unlink(missing_ok=True)
+    try:
+        name.hardlink_to(file)
+    except OSError:  # a file system without links
+        copy_file(file, name)
+
+
+def finished(run: Path, step: int) -> bool:
+    """Whether the run was evaluated and summed up after this step: an earlier end of a run made longer is none."""
+    return (run / "summary.json").exists() and read_json(run / "summary.json").get("steps") == step
 
 
 def stored_config(run: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from sensorium import config as configuration
-from sensorium.engine import checkpoint, rundir
+from sensorium.engine import checkpoint, portable, rundir
 from sensorium.engine.backend import Backend
 from sensorium.engine.contract import Family, Loaded, Saved, Source, Sources
 from sensorium.engine.guard import Guard
@@ -160,10 +160,38 @@ def restore(
             damaged += 1
             continue
         load_weights(task, parameters, content, path)
-        return Progress.load(content.state, content.optimizer, config.guard.max_skipped)
+        progress = Progress.load(content.state, content.optimizer, config.guard.max_skipped)
+        if progress.best and not checkpoint.folder_of(folder, int(progress.best["step"])).is_dir():
+            say(f"The best checkpoint so far, of step {int(progress.best['step'])}, is gone: best is chosen anew")
+            progress.best = None
+        return progress
     if damaged:
         raise CheckpointError(f"{folder}: none of its {damaged} checkpoints can be used; train anew in another folder")
     return None
+
+
+def warm_start(config: RunConfig) -> checkpoint.Content | None:
+    """The weights that ``train.warm_start`` names, None where it names none. Raises CheckpointError."""
+    if config.train.warm_start is None:
+        return None
+    path = Path(config.train.warm_start).expanduser()
+    if path.is_dir():
+        return checkpoint.load(path, config.family)
+    found = portable.read_pt(path)
+    if found.head.family != config.family:
+        raise CheckpointError(f"{path}: weights of family {found.head.family!r}, not {config.family!r}")
+    return found.content()
+
+
+def begin(
+    task: nn.Module, parameters: dict[str, nn.Parameter], config: RunConfig, warm: checkpoint.Content | None, say: Say
+) -> Progress:
+    """The start of a run that has no checkpoint yet, with the weights of ``warm`` if there are any."""
+    if warm is not None:
+        origin = str(config.train.warm_start)
+        load_weights(task, parameters, warm, Path(origin))
+        say(f"Weights of {origin}; optimizer and position start anew")
+    return Progress(Guard(config.guard.max_skipped))
 
 
 def read_config(family: Family, folder: Path) -> RunConfig:

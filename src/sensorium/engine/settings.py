@@ -30,6 +30,10 @@ class Train(Section):
     )
     grad_clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null switches clipping off.")
     device: Literal["auto", "cpu", "cuda"] = resumable("auto", "Where to train.")
+    warm_start: str | None = Field(
+        None,
+        description="Weights to begin with: a .pt file or a checkpoint folder; optimizer and position start anew.",
+    )
     processes: int | None = resumable(
         None, "Processes on this machine, without a launcher; null: one a visible GPU, one on a CPU.", ge=1, le=1024
     )

@@ -24,13 +24,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from sensorium import config as configuration
-from sensorium.engine.files import cut_back, json_line, write_file
+from sensorium.engine.files import cut_back, free_name, json_line, write_file
 from sensorium.engine.settings import Track
 from sensorium.errors import ConfigError
 
 if TYPE_CHECKING:  # the contract imports torch
-    from torch.utils.tensorboard import SummaryWriter
-
     from sensorium.engine.contract import Listener, Saved
 
 Level = Literal["info", "warning", "alarm"]
@@ -121,11 +119,13 @@ class _TensorBoard:
     def __init__(self, folder: Path, start_step: int) -> None:
         module = importlib.import_module("torch.utils.tensorboard")
         purge = start_step + 1 if start_step else None
-        self._writer: SummaryWriter = module.SummaryWriter(str(folder), purge_step=purge)
+        self._writer: Any = module.SummaryWriter(str(folder), purge_step=purge)
+        self._summary = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        # One event for all values of a step: add_scalar would wake the writing thread for each.
+        entries = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._writer.file_writer.add_summary(self._summary(value=entries), step)
 
     def close(self) -> None:
         self._writer.close()
@@ -204,8 +204,7 @@ class Tracker:
         if settings.wandb != "off":
             self._sinks.append(_Wandb(run, settings))
         if settings.tensorboard:
-            folder = Path(settings.tensorboard_dir) if settings.tensorboard_dir else run / "tensorboard"
-            self._sinks.append(_TensorBoard(folder, start_step))
+            self._sinks.append(_TensorBoard(_tensorboard_folder(run, settings, start_step), start_step))
         self._metrics, self._times, self._log = (
             (run / name).open("a", encoding="utf-8") for name in ("metrics.jsonl", "times.jsonl", "train.log")
         )
@@ -232,7 +231,8 @@ class Tracker:
         self._append({"kind": "train", "step": step, "epoch": epoch, "stage": stage, **values})
         self._append_time({"step": step, "seconds": round(seconds, 6), "rows_per_second": round(rows / seconds, 3)})
         names = {name: name if name.startswith("lr/") else f"train/{name}" for name in values}
-        self._send(step, {names[name]: value for name, value in values.items()})
+        shown = {names[name]: value for name, value in values.items()}
+        self._send(step, {**shown, "train/seconds_per_step": seconds})
         left = clock((self._total - step) * rows / rate if rate else -1)
         speed = f"{rate:,.0f} rows/s  left {left}"
         loss, *others = _train_status(values)
@@ -304,6 +304,16 @@ class Tracker:
     def _send(self, step: int, values: Mapping[str, float]) -> None:
         for sink in self._sinks:
             sink.write(step, values)
+
+
+def _tensorboard_folder(run: Path, settings: Track, start_step: int) -> Path:
+    """In the run folder, or where the setting says: there, what an earlier run wrote is set aside by a new one."""
+    if settings.tensorboard_dir is None:
+        return run / "tensorboard"
+    folder = Path(settings.tensorboard_dir).expanduser()
+    if not start_step and folder.exists():
+        folder.rename(free_name(folder))
+    return folder
 
 
 def _train_status(values: Mapping[str, float]) -> list[str]:

@@ -44,11 +44,14 @@ def ranks(scores_QG: Array, query_group: Integers, gallery_group: Integers) -> I
         raise ValueError(f"scores have shape {scores_QG.shape}, but there are {found[0]} queries and {found[1]} items")
     if np.isnan(scores_QG).any():
         raise ValueError("a score is NaN")
-    right = query_group[:, None] == gallery_group[None, :]
-    if not right.any(axis=1).all():
-        raise ValueError(f"query {int(np.argmin(right.any(axis=1)))} has no right item in the gallery")
-    best = np.where(right, scores_QG, -np.inf).max(axis=1)
-    return 1 + ((scores_QG >= best[:, None]) & ~right).sum(axis=1)
+    return _best_ranks(scores_QG, query_group[:, None] == gallery_group[None, :])
+
+
+def _best_ranks(scores_QG: Array, right_QG: NDArray[np.bool_]) -> Integers:
+    if not right_QG.any(axis=1).all():
+        raise ValueError(f"query {int(np.argmin(right_QG.any(axis=1)))} has no right item in the gallery")
+    best = np.where(right_QG, scores_QG, -np.inf).max(axis=1)
+    return 1 + ((scores_QG >= best[:, None]) & ~right_QG).sum(axis=1)
 
 
 def ranks_of_embeddings(
@@ -74,10 +77,31 @@ def chance_recall(query_group: Integers, gallery_group: Integers, k: int) -> flo
     known, counts = np.unique(gallery_group, return_counts=True)
     place = np.searchsorted(known, query_group).clip(max=len(known) - 1)
     right = np.where(known[place] == query_group, counts[place], 0)
-    size = len(gallery_group)
+    return _chance(right, len(gallery_group), k)
+
+
+def _chance(right_Q: Integers, size: int, k: int) -> float:
     drawn = np.arange(min(k, size))
-    missed = ((size - right[:, None] - drawn).clip(min=0) / (size - drawn)).prod(axis=1)
+    missed = ((size - right_Q[:, None] - drawn).clip(min=0) / (size - drawn)).prod(axis=1)
     return float(100 * (1 - missed).mean())
+
+
+def classification(scores_NC: Array, right_NC: NDArray[np.bool_], ks: Sequence[int] = (1, 5)) -> RetrievalResult:
+    """Items against classes, of which several may be right: percent of items with a right class in the top k.
+
+    Raises ValueError for a score that is NaN and for an item without a right class.
+    """
+    if np.isnan(scores_NC).any():
+        raise ValueError("a score is NaN")
+    rank_N = _best_ranks(scores_NC, right_NC)
+    return RetrievalResult(
+        recall={k: float(100 * (rank_N <= k).mean()) for k in ks},
+        chance={k: _chance(right_NC.sum(axis=1), right_NC.shape[1], k) for k in ks},
+        median_rank=float(np.median(rank_N)),
+        mean_rank=float(rank_N.mean()),
+        queries=len(rank_N),
+        gallery=right_NC.shape[1],
+    )
 
 
 def summarise(

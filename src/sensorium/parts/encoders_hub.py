@@ -85,5 +85,6 @@ def _reason(error: Exception) -> str:
 def _line(name: str, kind: str, reason: str) -> str:
     return (
         f"{kind} encoder {name!r} is neither a folder nor in the local cache, and cannot be fetched ({reason}). "
-        f"Give a local Hugging Face folder, or `random:{kind}` to try things out; `sensorium demo` needs no hub."
+        f"Give a local Hugging Face folder, or `random:{kind}` to try things out; "
+        "`sensorium demo` and the examples' `--demo` need no hub."
     )

@@ -17,10 +17,11 @@ import sensorium
 from sensorium import cli_data, families
 from sensorium.data import features
 from sensorium.engine import loop, settings
-from sensorium.engine.contract import Host
+from sensorium.engine.contract import Host, Sources
 from sensorium.errors import CheckpointError, ConfigError, DataError
 from sensorium.families.thinking.data import FeatureSource, sources
 from sensorium.families.thinking.evaluator import RetrievalEvaluator
+from sensorium.families.thinking.task import ThinkingTask
 
 FAMILY = families.load("thinking")
 
@@ -37,6 +38,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def blank(source: FeatureSource) -> ThinkingTask:
+    """An untrained model for the data of ``source``."""
+    task = FAMILY.task(config(), FAMILY.facts(config(), Sources(source)))
+    assert isinstance(task, ThinkingTask)
+    return task.eval()
+
+
 def test_a_run_beats_chance_in_every_direction(run: Path) -> None:
     result = json.loads((run / "evaluation/test.json").read_text())
     names = [name for name in result["metrics"] if name.endswith("R@10") and not name.startswith("chance/")]
@@ -48,6 +56,9 @@ def test_a_run_beats_chance_in_every_direction(run: Path) -> None:
         "Retrieval on the test split",
         "More or less thinking",
         "One query, several senses: finding pictures",
+        "Only the row's own counterpart is right",
+        "Re-ranked by the match head",
+        "Zero-shot classification",
     ]
 
 
@@ -151,14 +162,14 @@ def test_a_split_with_gaps_is_evaluated_over_what_it_has(tmp_path: Path) -> None
     numbers = {item.group: number for number, item in enumerate(found.items)}
     silent = [replace(item, audio=None) if item.group == found.items[0].group else item for item in found.items]
     gaps = FeatureSource(silent, found.senses, numbers)
-    unit = torch.nn.functional.normalize(torch.randn(len(gaps), 8), dim=1)
+    unit = torch.nn.functional.normalize(torch.randn(len(gaps), 32), dim=1)
     collected = {"loss": torch.zeros(len(gaps)), **dict.fromkeys(("text", "image", "audio"), unit)}
-    table = RetrievalEvaluator(config()).score(collected, gaps, final=True).tables[0]
+    table = RetrievalEvaluator(config()).score(collected, gaps, blank(gaps), final=True).tables[0]
     queries = {(row[0], row[1]): row[-2] for row in table.rows}
     assert queries["text", "sound"] < queries["text", "picture"]
     alone = FeatureSource([replace(item, image=None, audio=None) for item in found.items], found.senses, numbers)
     with pytest.raises(DataError, match="no group has items of two modalities"):
-        RetrievalEvaluator(config()).score(collected, alone, final=True)
+        RetrievalEvaluator(config()).score(collected, alone, blank(alone), final=True)
 
 
 def test_distinct_rows_are_the_gallery(tmp_path: Path) -> None:
@@ -175,9 +186,9 @@ def test_distinct_rows_are_the_gallery(tmp_path: Path) -> None:
 def test_a_collapsed_model_scores_nothing(tmp_path: Path) -> None:
     found = sources(config({"data": {"cache": str(tmp_path / "cache")}}), Host()).test
     assert isinstance(found, FeatureSource)
-    same = torch.nn.functional.normalize(torch.ones(len(found), 8), dim=1)
+    same = torch.nn.functional.normalize(torch.ones(len(found), 32), dim=1)
     collected = {"loss": torch.zeros(len(found)), **dict.fromkeys(("text", "image", "audio"), same)}
-    result = RetrievalEvaluator(config()).score(collected, found, final=True)
+    result = RetrievalEvaluator(config()).score(collected, found, blank(found), final=True)
     assert result.metrics["r_sum"] == 0
     assert "has not learned" in result.warnings[0]
 

@@ -21,6 +21,7 @@ from sensorium.engine.settings import RunConfig
 from sensorium.errors import ConfigError, DataError
 from sensorium.parts.encoders import EncoderOptions, FrozenEncoder, open_encoder
 
+TEMPLATES: dict[Modality, str] = {"image": "a picture of {}", "audio": "the sound of {}"}  # of zero-shot classification
 AT_ONCE = 64  # samples given to an encoder together while the means are taken
 
 
@@ -80,10 +81,16 @@ def open_encoders(config: DataConfig, device: str = "cpu", rows: int | None = No
 
 
 class FeatureSource:
-    """One split: an item a row, its frozen features by modality."""
+    """One split: an item a row, its frozen features by modality. ``classes``: the labels of the whole data set."""
 
-    def __init__(self, items: Sequence[Item], senses: Mapping[Modality, Sense], numbers: Mapping[str, int]) -> None:
-        self.items, self.senses = items, senses
+    def __init__(
+        self,
+        items: Sequence[Item],
+        senses: Mapping[Modality, Sense],
+        numbers: Mapping[str, int],
+        classes: Sequence[str] = (),
+    ) -> None:
+        self.items, self.senses, self.classes = items, senses, tuple(classes)
         self.groups = np.array([numbers[item.group] for item in items], np.int64)
         self.keys = {modality: _keys(sense, modality, items) for modality, sense in senses.items()}
         lines = [f"{m} {sense.identity}" for m, sense in sorted(senses.items())]
@@ -111,6 +118,24 @@ class FeatureSource:
             for row, found in zip(having, sense.store.finish([row[modality] for row in having]), strict=True):
                 row[modality] = found
         return collate(rows, self.senses)
+
+    def prompts(self, template: str) -> Batch:
+        """The classes as texts, a row each."""
+        store = self.senses["text"].store
+        keys = store.keys([template.format(label) for label in self.classes])
+        found = store.finish([store.prepare(key) for key in keys])
+        rows = [{"group": number, "text": features} for number, features in enumerate(found)]
+        return collate(rows, {"text": self.senses["text"]})
+
+    def couples(self, first: tuple[Modality, Sequence[int]], second: tuple[Modality, Sequence[int]]) -> Batch:
+        """Rows that hold one modality of a row of the split, and another one of another row."""
+        found = {}
+        for modality, rows in (first, second):
+            store, keys = self.senses[modality].store, self.keys[modality]
+            found[modality] = store.finish([store.prepare(key) for row in rows if (key := keys[row]) is not None])
+        pairs = zip(*found.values(), strict=True)
+        senses = {modality: self.senses[modality] for modality in found}
+        return collate([{"group": 0, **dict(zip(found, pair, strict=True))} for pair in pairs], senses)
 
     def distinct(self, modality: Modality) -> np.ndarray:
         """Rows that are the first with their content in their group: the gallery and the queries of an evaluation."""
@@ -177,22 +202,29 @@ def sources(config: RunConfig, host: Host) -> Sources:
     rows = max(1, config.train.batch_size // host.world) if live else None
     encoders = open_encoders(data.model_copy(update=unused), host.device, rows)
     numbers = {group: number for number, group in enumerate(sorted({item.group for item in dataset.items}))}
-    senses = {m: _sense(data, encoder, dataset.items, host) for m, encoder in encoders.items()}
+    classes = sorted({label for item in dataset.items for label in item.labels})
+    senses = {m: _sense(data, encoder, _contents(m, dataset.items, classes), host) for m, encoder in encoders.items()}
     splits = {}
     for split in SPLITS:
         items = [item for item in dataset.of_split(split) if any(item.has(m) for m in senses)]
-        splits[split] = FeatureSource(items, senses, numbers) if items else None
+        splits[split] = FeatureSource(items, senses, numbers, classes) if items else None
     train = splits["train"]
     if train is None:
         raise DataError(f"{dataset.name}: no training items in {dataset.root}")
     return Sources(train, splits["val"], splits["test"])
 
 
-def _sense(data: DataConfig, encoder: FrozenEncoder, items: Sequence[Item], host: Host) -> Sense:
+def _contents(modality: Modality, items: Sequence[Item], classes: Sequence[str]) -> list[str | Path]:
+    """All that is to be encoded of one modality: what the items hold, and the classes as texts."""
+    prompts = [template.format(label) for template in TEMPLATES.values() for label in classes]
+    held = [content for item in items if (content := item.content(modality)) is not None]
+    return [*held, *prompts] if modality == "text" else held
+
+
+def _sense(data: DataConfig, encoder: FrozenEncoder, contents: Sequence[str | Path], host: Host) -> Sense:
     """The filled cache of one modality, or its live encoder where the cache is switched off."""
     store: features.FeatureSource = features.LiveFeatures(encoder)
     if data.use_cache:
-        contents = [content for item in items if (content := item.content(encoder.modality)) is not None]
         with host.progress(f"encode {encoder.modality}", len(set(contents))) as advance:
             options = features.FillOptions(
                 dtype=data.cache_dtype,

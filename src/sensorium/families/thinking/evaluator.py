@@ -13,15 +13,16 @@ from sensorium.data.items import MODALITIES, Item, Modality
 from sensorium.engine.contract import Batch, Card, Evaluation, Gallery, Shown, Source, Table
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import DataError
+from sensorium.families.thinking import protocols
 from sensorium.families.thinking.config import ModelConfig
 from sensorium.families.thinking.data import FeatureSource
+from sensorium.families.thinking.protocols import NOUN
 from sensorium.families.thinking.task import ThinkingTask
 from sensorium.metrics.retrieval import RetrievalResult, retrieval_of_embeddings
 
 KS = (1, 5, 10)
 STEPS = (0, 1, 2, 4)  # thinking steps of the table "more or less thinking"
 LETTER: dict[Modality, str] = {"text": "t", "image": "i", "audio": "a"}
-NOUN: dict[Modality, str] = {"text": "text", "image": "picture", "audio": "sound"}
 BEST_R_SUM = 600.0
 CARDS = 6  # queries shown in a gallery
 SHOWN = 5  # results shown for each
@@ -62,8 +63,9 @@ class RetrievalEvaluator:
                 found["text+audio"] = _fused(task, batch, found["text"])
         return found
 
-    def score(self, collected: Mapping[str, Tensor], source: Source, *, final: bool) -> Evaluation:
+    def score(self, collected: Mapping[str, Tensor], source: Source, task: nn.Module, *, final: bool) -> Evaluation:
         assert isinstance(source, FeatureSource)
+        assert isinstance(task, ThinkingTask)
         results = {(q, g): self._rank(collected, source, q, g) for q, g in _pairs(source)}
         metrics = {"loss": float(collected["loss"].mean())}
         for (query, gallery), result in results.items():
@@ -75,6 +77,7 @@ class RetrievalEvaluator:
         if not final:
             return Evaluation(metrics)
         tables = [_recall_table(results), *self._extra_tables(collected, source)]
+        tables += protocols.tables(collected, source, task, list(results))
         return Evaluation(metrics, tuple(tables), tuple(_galleries(collected, source)), tuple(_warnings(metrics)))
 
     def _rank(
