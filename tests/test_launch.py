@@ -157,13 +157,14 @@ def test_a_killed_process_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> No
     """Also one that waits for it for ever and does not mind SIGTERM."""
     monkeypatch.setattr(launch, "PATIENCE", 0.3)
     deaf = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    before = set(children(os.getpid()))  # other tests leave multiprocessing's own
     begun = time.monotonic()
     with pytest.raises(
         RunError, match=r"^rank 1 of 3 processes was killed by SIGKILL \(.*\); the others were stopped$"
     ):
         launched(deaf + "time.sleep(0.3)\nos.kill(os.getpid(), 9) if rank == '1' else time.sleep(100)", 3)
     assert time.monotonic() - begun < 50
-    assert not children(os.getpid())
+    assert set(children(os.getpid())) <= before
 
 
 def test_ctrl_c_reaches_each_process_once(capfd: pytest.CaptureFixture[str]) -> None:
