@@ -225,7 +225,8 @@ def main() -> None:
         return
     rows = []
     for size in sizes:
-        found = side_by_side(__file__, [("--arm", arm, "--size", size) for arm in ARMS], given.repeats)
+        arms = [("--arm", arm, "--size", size) for arm in ARMS]
+        found = side_by_side(__file__, arms, given.repeats, {"CUDA_VISIBLE_DEVICES": ""})  # the bare loop knows no GPU
         base = median(found[0], "cpu")
         for arm, results in zip(ARMS, found, strict=True):
             more = median(results, "cpu") - base

@@ -44,7 +44,7 @@ class Diagonal(ThinkingTask):
 
     def compute_loss(self, batch: Batch) -> dict[str, Tensor]:
         if self.training:
-            batch = {**batch, "group": torch.arange(len(batch["group"]))}
+            batch = {**batch, "group": torch.arange(len(batch["group"]), device=batch["group"].device)}
         return super().compute_loss(batch)
 
 

@@ -110,5 +110,5 @@ def test_another_family_or_format_is_refused(tmp_path: Path) -> None:
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in range(1, 7):
         save(tmp_path, step)
-    checkpoint.prune(tmp_path, 2, 3)
+    checkpoint.prune(tmp_path, 2, 3, 9)
     assert sorted(p.name[-1] for p in (tmp_path / "checkpoints").iterdir()) == ["3", "5", "6"]

@@ -67,7 +67,7 @@ def test_killed_at_every_file_operation_of_a_save(tmp_path: Path) -> None:
             return wrapped
         os.fsync, os.rename, os.replace = deadly(os.fsync), deadly(os.rename), deadly(os.replace)
         checkpoint.save(run, "toy", 3, content(3))
-        checkpoint.prune(run, 2, None)
+        checkpoint.prune(run, 2, None, 3)
         print(calls)
         """
     )

@@ -62,7 +62,7 @@ def parser(description: str) -> guide.Parser:
 def run(given: Mapping[str, Any], preset: Mapping[str, Any], savedir: str = SAVEDIR, curves: str = CURVES) -> None:
     """Train with the flags that were given, over ``preset``, over the guide's values."""
     from sensorium import config, families
-    from sensorium.engine import continuation, settings
+    from sensorium.engine import continuation, rundir, settings
     from sensorium.engine.tables import print_evaluation
 
     family: Family = families.load("thinking")
@@ -74,7 +74,7 @@ def run(given: Mapping[str, Any], preset: Mapping[str, Any], savedir: str = SAVE
     )
     if "checkpoint" in given:
         target = given["savedir"] / "run" if "savedir" in given else None
-        start = continuation.continue_from(family, given["checkpoint"], config.merge(preset, flags), target)
+        start = continuation.continue_from(family, given["checkpoint"], flags, target)
     else:
         usual = {"track": {"tensorboard_dir": str(Path(LOGDIR) / curves)}}
         if guide.no_8bit(flags.get("train", {}).get("device", "auto")) is None:
@@ -88,7 +88,8 @@ def run(given: Mapping[str, Any], preset: Mapping[str, Any], savedir: str = SAVE
     result = guide.train(family, start, Lines(start, files), files)
     if result is not None:
         print_evaluation(result)
-        say(f"Best model: {files.best}. To evaluate it again: sensorium evaluate {start.run}")
+        best = files.best if rundir.read_json(start.run / "summary.json")["best"] else files.last
+        say(f"Best model: {best}. To evaluate it again: sensorium evaluate {start.run}")
         say(*recall_at_1(result), sep="\n")
 
 

@@ -118,8 +118,9 @@ def resume(run: RunFolder, overrides: Overrides = None) -> None:
     """Continue an interrupted run exactly, or make a finished one longer."""
     from sensorium import config as configuration
     from sensorium.engine import loop, session, settings
+    from sensorium.use import family_of
 
-    chosen = _family_of(run)
+    chosen = family_of(run)
     stored = session.read_config(chosen, run)
     layers = (configuration.dump(stored), configuration.parse_overrides(overrides or []))
     wanted = settings.resolve(chosen, stored.preset, *layers)
@@ -139,8 +140,9 @@ def evaluate(
     from sensorium.engine.evaluate import evaluate_run
     from sensorium.engine.report import write_report
     from sensorium.engine.tables import print_evaluation
+    from sensorium.use import family_of
 
-    chosen = _family_of(run)
+    chosen = family_of(run)
     _spread(session.read_config(chosen, run), training=False)
     result = evaluate_run(chosen, run, split, checkpoint)
     if launch.is_main():
@@ -239,17 +241,6 @@ def _spread(config: RunConfig, *, training: bool = True) -> None:
     code = launch.spread(config.train, training=training)
     if code is not None:
         raise typer.Exit(code)
-
-
-def _family_of(run: Path) -> Family:
-    from sensorium import families as package
-    from sensorium.engine import rundir
-    from sensorium.errors import CheckpointError
-
-    name = rundir.stored_config(run).get("family")
-    if not isinstance(name, str):
-        raise CheckpointError(f"{run / 'config.yaml'}: names no family")
-    return package.load(name)
 
 
 def main() -> None:

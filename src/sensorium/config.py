@@ -54,6 +54,16 @@ _Yaml.add_implicit_resolver(
 )
 
 
+class _YamlDumper(yaml.SafeDumper):
+    """Puts quotes around a text that ``_Yaml`` would read as a number, a truth value or null."""
+
+
+_YamlDumper.yaml_implicit_resolvers = {
+    key: [*yaml.SafeDumper.yaml_implicit_resolvers.get(key, []), *_Yaml.yaml_implicit_resolvers.get(key, [])]
+    for key in yaml.SafeDumper.yaml_implicit_resolvers.keys() | _Yaml.yaml_implicit_resolvers.keys()
+}
+
+
 def _unique_mapping(loader: _Yaml, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
@@ -72,8 +82,8 @@ def load_file(path: Path) -> dict[str, Any]:
     readers: dict[str, Callable[[str], Any]] = {
         ".yaml": _read_yaml,
         ".yml": _read_yaml,
-        ".json": json5.loads,
-        ".json5": json5.loads,
+        ".json": _read_json,
+        ".json5": _read_json,
         ".toml": tomllib.loads,
     }
     if path.suffix.lower() not in readers:
@@ -82,6 +92,8 @@ def load_file(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
     try:
         content = readers[path.suffix.lower()](text)
     except (yaml.YAMLError, ValueError) as error:  # json5 and tomllib raise ValueErrors
@@ -91,6 +103,10 @@ def load_file(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: found a {type(content).__name__}; expected sections with keys")
     return content
+
+
+def _read_json(text: str) -> Any:
+    return json5.loads(text, allow_duplicate_keys=False)
 
 
 def _read_yaml(text: str) -> Any:
@@ -193,7 +209,7 @@ def dump(config: Section) -> dict[str, Any]:
 
 def dump_yaml(config: Section) -> str:
     """The configuration as YAML text in the order of the fields."""
-    return yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(dump(config), Dumper=_YamlDumper, sort_keys=False, allow_unicode=True)
 
 
 def digest(config: Section) -> str:

@@ -115,11 +115,12 @@ def leads(start: Start) -> bool:
 
 def train(family: Family, start: Start, listener: Listener, files: BestAndLast) -> Evaluation | None:
     """Train as decided; returns the evaluation of the best checkpoint, to the main process only."""
-    from sensorium.engine import continuation, launch
+    from sensorium.engine import checkpoint, continuation, launch
 
     try:
         result = continuation.train(family, start, listener, files)
     except RunError as error:
-        way = f"\nTo go on: --checkpoint {files.last}" if files.last.exists() else ""
+        saved = files.last.exists() and checkpoint.complete(start.run)[0]  # else it is an earlier run's
+        way = f"\nTo go on: --checkpoint {files.last}" if saved else ""
         raise RunError(f"{error}{way}") from error
     return result if launch.is_main() else None

@@ -17,7 +17,7 @@ from sensorium import exported, families
 from sensorium.data.files import new_folder
 from sensorium.engine import rundir, session
 from sensorium.engine.contract import Family, Loaded
-from sensorium.errors import ConfigError
+from sensorium.errors import CheckpointError, ConfigError
 
 
 def load(run: str | Path, checkpoint: str = "best", data: Mapping[str, Any] | None = None) -> Any:
@@ -28,7 +28,7 @@ def load(run: str | Path, checkpoint: str = "best", data: Mapping[str, Any] | No
     the folder is no run and no export or is damaged, ConfigError when its family has nothing to use.
     """
     folder = Path(run)
-    family = _family_of(folder)
+    family = family_of(folder)
     if family.use is None:
         raise ConfigError(f"{folder}: family {family.name!r} has no use but its report")
     loaded = _open(family, folder, checkpoint)
@@ -44,7 +44,7 @@ def export(run: Path, form: str, checkpoint: str = "best", out: Path | None = No
     ``out`` (default ``RUN/export/FORMAT``) appears by one rename. Raises ConfigError when it is there and not empty or
     the family has no such format, CheckpointError as ``load`` does.
     """
-    family = _family_of(run)
+    family = family_of(run)
     if form not in family.exports:
         there = ", ".join(family.exports) or "none"
         raise ConfigError(f"{run}: family {family.name!r} has no export format {form!r}; it has: {there}")
@@ -61,9 +61,12 @@ def export(run: Path, form: str, checkpoint: str = "best", out: Path | None = No
             target.parent.rmdir()  # nothing was exported: leave nothing behind
 
 
-def _family_of(folder: Path) -> Family:
+def family_of(folder: Path) -> Family:
+    """The family of a run or an export. Raises CheckpointError when the folder is neither or names none."""
     stored = exported.read_config(folder) if exported.is_export(folder) else rundir.stored_config(folder)
-    return families.load(str(stored.get("family")))
+    if not isinstance(stored.get("family"), str):
+        raise CheckpointError(f"{folder / 'config.yaml'}: names no family")
+    return families.load(stored["family"])
 
 
 def _open(family: Family, folder: Path, checkpoint: str) -> Loaded:

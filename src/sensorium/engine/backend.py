@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from sensorium.engine.contract import Host
@@ -39,6 +39,8 @@ class Backend:
         self._accelerator = Accelerator(
             cpu=cpu,
             mixed_precision="no" if self.precision == "fp32" else self.precision,
+            # Ours alone: `accelerate launch --gradient_accumulation_steps` would divide every loss.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.device: torch.device = self._accelerator.device

@@ -318,6 +318,9 @@ def _validation(this: _Check, trials: Trials, done: Trial, broken: Mapping[int, 
         return 0.0
     whole = [number for number in range(len(source)) if number not in broken]
     chosen = whole[: BATCHES * this.config.evaluate.batch_size]
+    if not chosen:
+        this.report.add("validation", "no sample can be used", note=True)  # each of them is a problem above
+        return 0.0
     try:
         metrics, seconds = validate(trials, done, source, chosen)
     except SensoriumError as error:

@@ -168,6 +168,8 @@ def _distance(left: torch.Tensor, right: torch.Tensor) -> float:
 
 def _last_losses_agree(trial: Trial) -> bool:
     losses = [float(line["loss"]) for line in read_lines(trial.folder / "metrics.jsonl") if "loss" in line]
+    if not losses or not trial.losses:
+        return False
     return abs(losses[-1] - trial.losses[-1]) <= GPU_TOLERANCE * abs(trial.losses[-1])
 
 

@@ -83,7 +83,9 @@ def save(run: Path, family: str, step: int, content: Content) -> Path:
     clear_leftovers(run)
     temporary = target.with_name(f".{target.name}.tmp")
     temporary.mkdir()
-    save_file({k: v.detach().cpu().contiguous() for k, v in content.weights.items()}, temporary / WEIGHTS)
+    # Copies: tied weights share their memory, which the format refuses.
+    weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in content.weights.items()}
+    save_file(weights, temporary / WEIGHTS)
     save_file(content.optimizer, temporary / OPTIMIZER)
     (temporary / STATE).write_text(json.dumps(content.state, indent=1))
     files = {}
@@ -139,14 +141,14 @@ def load(folder: Path, family: str) -> Content:
     manifest = check(folder)
     if manifest.family != family:
         raise CheckpointError(f"{folder}: a checkpoint of family {manifest.family!r}, not {family!r}")
-    for name, record in manifest.files.items():
-        with (folder / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
-                raise CheckpointError(f"{folder}: {name} is damaged (its checksum differs)")
     try:
+        for name, record in manifest.files.items():
+            with (folder / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
+                    raise CheckpointError(f"{folder}: {name} is damaged (its checksum differs)")
         state = json.loads((folder / STATE).read_text())
         return Content(load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER), state, manifest.frozen)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, OSError) as error:  # OSError: pruned meanwhile by the run itself
         raise CheckpointError(f"{folder}: cannot be read ({error})") from error
 
 
@@ -174,9 +176,10 @@ def newest(run: Path, family: str) -> Iterator[tuple[Path, Content | str]]:
             yield folder, f"passed over: {error}"
 
 
-def prune(run: Path, keep: int, best: int | None) -> None:
-    """Keep the newest ``keep`` checkpoints and the best one."""
-    folders = sorted((run / "checkpoints").glob("step_*"))
+def prune(run: Path, keep: int, best: int | None, newest: int) -> None:
+    """Keep the newest ``keep`` checkpoints and the best one. ``newest``: step of the one just saved; later ones, which
+    were passed over as damaged, neither count nor go."""
+    folders = [f for f in sorted((run / "checkpoints").glob("step_*")) if f <= folder_of(run, newest)]
     for folder in folders[:-keep]:
         if best is None or folder != folder_of(run, best):
             with contextlib.suppress(FileNotFoundError):

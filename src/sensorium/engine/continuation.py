@@ -153,6 +153,9 @@ def _making_room(run: Path, files: Files) -> Iterator[None]:
             aside.rename(run)
             for path in files.paths:
                 (run / path.name).unlink(missing_ok=True)
+            (run / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):  # a run; else there had been files without one
+                run.rmdir()
             print(f"No new run was begun: {aside} is {run} again", flush=True)
         for folder in created:
             with suppress(OSError):  # not empty

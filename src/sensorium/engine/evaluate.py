@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sensorium.engine import checkpoint, rundir
 from sensorium.engine.backend import Backend
 from sensorium.engine.contract import Evaluation, Evaluator, Family, Source
 from sensorium.engine.loader import Batches
 from sensorium.engine.order import evaluation_batches
 from sensorium.engine.results import Result, write_result
 from sensorium.engine.seeds import derive
-from sensorium.engine.session import choose_checkpoint, open_run
+from sensorium.engine.session import choose_checkpoint, fingerprints, open_run, require_same_data
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import ConfigError, DataError
 
@@ -87,6 +88,7 @@ def evaluate_run(family: Family, folder: Path, split: str, which: str, *, quiet:
     config = loaded.config
     with Backend(config.train) as backend:
         found = family.sources(config, backend.host(quiet=quiet))
+        require_same_data(folder, rundir.read_json(folder / "facts.json"), fingerprints(found))
         splits = {"train": found.train, "val": found.val, "test": found.test}
         source = splits.get(split)
         if source is None:
@@ -95,6 +97,5 @@ def evaluate_run(family: Family, folder: Path, split: str, which: str, *, quiet:
         task = loaded.task.to(backend.device)
         result = evaluate(task, source, family.evaluator(config), config, backend, final=True)
         if backend.is_main:
-            step = int(path.name.removeprefix("step_"))
-            write_result(folder, Result(split, result, split, step, path.name))
+            write_result(folder, Result(split, result, split, checkpoint.check(path).step, path.name))
         return result

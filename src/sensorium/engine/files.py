@@ -36,10 +36,14 @@ def free_name(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write into that takes the name ``path`` when it is whole: until then there is the old one, or none."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     temporary.replace(path)
     sync_folder(path.parent)
 

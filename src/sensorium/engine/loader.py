@@ -88,9 +88,10 @@ class Batches:
         for batch, problems in self._loader:
             self.replaced += len(problems)
             self.news += problems
-            if batch is None or self.replaced > self.settings.max_bad:
-                many = f" ({self.replaced} bad samples; loader.max_bad is {self.settings.max_bad})" * bool(batch)
-                advice = "" if batch else "; mend or remove it, or set loader.bad_samples=skip"
+            if batch is None or (problems and self.replaced > self.settings.max_bad):
+                skips = self.settings.bad_samples == "skip"
+                many = f" ({self.replaced} bad samples; loader.max_bad is {self.settings.max_bad})" * skips
+                advice = "" if skips else "; mend or remove it, or set loader.bad_samples=skip"
                 raise DataError(f"{problems[-1]}{many}{advice}")
             yield batch
 

@@ -6,6 +6,7 @@ included, follows from the step number, so a resumed run continues bit for bit.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from sensorium.engine import checkpoint, optim, rundir
+from sensorium.engine import checkpoint, optim, rundir, tracking
 from sensorium.engine import evaluate as evaluation
 from sensorium.engine.backend import Backend
 from sensorium.engine.contract import Batch, Evaluation, Family, Listener, Saved, Source
@@ -40,7 +41,7 @@ from sensorium.engine.session import (
 )
 from sensorium.engine.settings import RunConfig
 from sensorium.engine.stages import Span, learnable, select, spans
-from sensorium.engine.tracking import Tracker, import_wandb
+from sensorium.engine.tracking import Tracker
 from sensorium.errors import ConfigError, RunError
 
 
@@ -59,10 +60,8 @@ def train(
 
     Raises ConfigError, DataError, CheckpointError (exit code 2) or RunError (1). Ctrl-C and SIGTERM save and stop.
     """
-    # Say now what is missing, not after the data were encoded.
-    optim.require(config.optim)
-    if config.track.wandb != "off":
-        import_wandb()
+    optim.require(config.optim)  # say now what is missing, not after the data were encoded
+    tracking.require(config.track)
     with Backend(config.train) as backend:
         if not backend.is_main:
             return _train(_Job(family, config, folder, backend, resume, True, None))
@@ -93,8 +92,8 @@ def _train(job: _Job) -> Evaluation | None:
         say(f"Device: {backend.describe()}")
     warm = None if resume else warm_start(config)
     sources = family.sources(config, host)
-    if backend.is_main:  # only now: missing data must not leave half a run behind
-        (rundir.store_config if resume else rundir.create)(folder, config)
+    if backend.is_main and not resume:  # only now: missing data must not leave half a run behind
+        rundir.create(folder, config)
     task, _ = build_task(family, config, sources, folder, backend)
     parameters = learnable(task)
     progress = restore(folder, task, parameters, config, say)
@@ -102,11 +101,15 @@ def _train(job: _Job) -> Evaluation | None:
         progress = begin(task, parameters, config, warm or warm_start(config), say)
     length, batch_size = len(sources.train), config.train.batch_size
     total = total_steps(length, batch_size, config.train.epochs, config.train.steps)
+    if total < progress.step:
+        raise ConfigError(f"{progress.step} steps are done already; the run cannot be made shorter ({total} asked for)")
     plan = spans(family.stages(config), total, progress.stage_ends)
     progress.stage_ends = [span.end for span in plan]
     if progress.step >= total and rundir.finished(folder, progress.step):
         say(f"All {progress.step} steps are done; train.steps or train.epochs makes the run longer.")
         return None
+    if backend.is_main and resume:  # only now: what cannot be trained must not stay
+        rundir.store_config(folder, config)
     timings = {"data": time.monotonic() - begun}
     writer: Tracker | Mute = Mute()
     if backend.is_main:
@@ -159,7 +162,10 @@ def _run_stage(run: Run, span: Span) -> None:
     for step in range(progress.step, span.end):
         rates = optim.set_rates(optimizer, learning_rate(config.schedule, config.optim.lr, span, step))
         values = _step(run, model, stream, step)
-        progress.step, progress.replaced = step + 1, batches.replaced
+        progress.step = step + 1
+        if config.loader.bad_samples == "skip":  # counted over all processes
+            more = torch.tensor([float(batches.replaced - progress.replaced)])
+            batches.replaced = progress.replaced = progress.replaced + int(run.backend.sum(more)[0])
         for problem in batches.news:
             run.tracker.event(progress.step, f"bad sample replaced: {problem}", "warning")
         batches.news.clear()
@@ -229,12 +235,13 @@ def _after_step(
         progress.scaler = run.backend.write_state()
         if run.backend.is_main:
             weights = weights_of(run.task, run.parameters)
+            run.tracker.settle()
             content = checkpoint.Content(weights, progress.optimizer, progress.dump(), run.frozen)
             saved = checkpoint.save(run.folder, run.family.name, step, content)
             best, value = (int(progress.best["step"]), progress.best["value"]) if progress.best else (None, None)
             # First told, then pruned: until the listener's own files are new, what they were made from is there.
             run.tracker.saved(Saved(run.folder, saved, step, clock.epoch(step), better, value))
-            checkpoint.prune(run.folder, config.checkpoint.keep, best)
+            checkpoint.prune(run.folder, config.checkpoint.keep, best, step)
         run.backend.barrier()
         run.tracker.restart_clock()
     if stopping and step < clock.total:
@@ -254,6 +261,9 @@ def _validate(run: Run, source: Source) -> bool:
             f"checkpoint.best_metric {settings.best_metric!r} is not measured; there are: {', '.join(result.metrics)}"
         )
     value = result.metrics[settings.best_metric]
+    if math.isnan(value):
+        run.tracker.event(progress.step, f"{settings.best_metric} is not a number: this is not the best", "alarm")
+        return False
     sign = 1 if settings.best_mode == "max" else -1
     if progress.best is not None and sign * value <= sign * progress.best["value"]:
         return False

@@ -4,7 +4,7 @@
 format, family           1; the family's name
 config, facts            the resolved configuration; what the task took from the data
 weights                  tensors on the CPU, by name
-frozen                   digest of the weights that are not stored
+weights_digest           of these; frozen: of the weights that are not stored
 step, epoch, value       position; best validation value so far (None: never validated)
 checkpoint               the native checkpoint (checkpoint.py) that it was made from: ``absolute`` and ``relative``
                          (to the file's folder) path, ``manifest``: sha256 of its manifest.json
@@ -34,6 +34,16 @@ from sensorium.engine.files import replacing
 from sensorium.errors import CheckpointError
 
 FORMAT = 1
+_DAMAGE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+)  # what torch.load was seen to raise for files with flipped bits
 _BODY = ("config", "facts", "weights")
 
 
@@ -54,6 +64,7 @@ class Head(Section):
     step: int
     epoch: float
     value: float | None = Field(allow_inf_nan=True)
+    weights_digest: str
     checkpoint: Native
 
 
@@ -80,6 +91,7 @@ def write_pt(saved: Saved, path: Path) -> None:
         format=FORMAT,
         family=family,
         frozen=content.frozen,
+        weights_digest=checkpoint.digest_of(content.weights),
         step=saved.step,
         epoch=saved.epoch,
         value=saved.value,
@@ -107,7 +119,7 @@ def read_pt(path: Path) -> Portable:
         raise CheckpointError(f"{path}: a folder; give a .pt file that training wrote") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or 'damaged'})") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except _DAMAGE as error:
         raise CheckpointError(f"{path}: damaged, or holds more than tensors and plain values") from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int) or "checkpoint" not in content:
         raise CheckpointError(f"{path}: not a file that this program wrote (it names no format and no checkpoint)")
@@ -122,6 +134,8 @@ def read_pt(path: Path) -> Portable:
     config, facts, weights = body
     if not all(isinstance(part, dict) for part in body) or not all(isinstance(w, Tensor) for w in weights.values()):
         raise CheckpointError(f"{path}: damaged; {', '.join(_BODY)} must be there")
+    if checkpoint.digest_of(weights) != head.weights_digest:
+        raise CheckpointError(f"{path}: damaged (the checksum of its weights differs)")
     return Portable(path, head, config, facts, weights)
 
 

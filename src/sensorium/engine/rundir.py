@@ -37,6 +37,8 @@ from sensorium.engine.files import copy_file, free_name, sync_folder, write_file
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import CheckpointError, ConfigError
 
+_LEFT_BY_A_KILL = (".lock", ".config.yaml.tmp", ".environment.json.tmp", "environment.json")  # before there was a run
+
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
@@ -53,6 +55,7 @@ def locked(run: Path) -> Iterator[None]:
             handle.seek(0)
             owner = handle.read().strip() or "another process"
             raise CheckpointError(f"{run}: in use by {owner}; wait for it or choose another folder") from None
+        os.register_at_fork(after_in_child=handle.close)  # workers that outlive this process must not hold the lock
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {platform.node()}")
         handle.flush()
@@ -72,7 +75,7 @@ def refuse_used(run: Path) -> None:
         raise ConfigError(
             f"{run}: already holds a run; `sensorium resume {run}` continues it, --run takes another folder"
         )
-    strangers = [p.name for p in run.iterdir() if p.name not in (".lock", ".config.yaml.tmp", "environment.json")]
+    strangers = [p.name for p in run.iterdir() if p.name not in _LEFT_BY_A_KILL]
     if strangers:
         raise ConfigError(f"{run}: not empty ({strangers[0]} …) and not a run; --run takes another folder")
 
@@ -95,7 +98,9 @@ def set_aside(run: Path, files: Sequence[Path] = ()) -> Path | None:
     Raises CheckpointError when the run is in use.
     """
     if not run.exists():
-        return None
+        if not any(file.exists() for file in files):
+            return None
+        run.mkdir(parents=True)  # what is left of a run whose folder is gone
     with locked(run):
         for file in files:
             if file.exists():

@@ -43,6 +43,9 @@ class Mute:
     def validation(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         pass
 
+    def settle(self) -> None:
+        pass
+
     def saved(self, saved: Saved) -> None:
         pass
 
@@ -102,8 +105,7 @@ def build_task(
     family: Family, config: RunConfig, sources: Sources, folder: Path, backend: Backend
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The task and its facts: those stored with a resumed run, or taken from the data of a new one."""
-    splits: dict[str, Source | None] = {"train": sources.train, "val": sources.val, "test": sources.test}
-    prints = {name: source.fingerprint for name, source in splits.items() if source is not None}
+    prints = fingerprints(sources)
     path = folder / "facts.json"
 
     def stored_or_new() -> dict[str, Any]:
@@ -112,11 +114,24 @@ def build_task(
         return rundir.read_json(path)
 
     stored = backend.from_main(stored_or_new)
-    changed = [name for name, value in prints.items() if stored["fingerprints"].get(name) != value]
-    if changed:
-        raise CheckpointError(f"{folder}: the {', '.join(changed)} data are not those that this run was begun with")
+    require_same_data(folder, stored, prints)
     reseed(config.seed, "weights")
     return family.task(config, stored["facts"]), stored["facts"]
+
+
+def fingerprints(sources: Sources) -> dict[str, str]:
+    """Of each split that is there."""
+    splits: dict[str, Source | None] = {"train": sources.train, "val": sources.val, "test": sources.test}
+    return {name: source.fingerprint for name, source in splits.items() if source is not None}
+
+
+def require_same_data(folder: Path, stored: Mapping[str, Any], prints: Mapping[str, str]) -> None:
+    """Raise CheckpointError when a split is not the one that ``facts.json`` was written with, or is gone, or new."""
+    before = stored["fingerprints"]
+    changed = [name for name in before.keys() | prints.keys() if before.get(name) != prints.get(name)]
+    if changed:
+        names = ", ".join(sorted(changed))
+        raise CheckpointError(f"{folder}: the {names} data are not those that this run was begun with")
 
 
 def frozen_digest(task: nn.Module, parameters: dict[str, nn.Parameter]) -> str:

@@ -105,7 +105,7 @@ class Evaluate(Section):
         1.0, "Evaluate on the validation split each so many epochs; null switches it off.", gt=0
     )
     every_steps: int | None = resumable(None, "Evaluate each so many steps besides.", ge=1)
-    batch_size: int = resumable(128, "Rows of an evaluation batch.", ge=1)
+    batch_size: int = Field(128, ge=1, description="Rows of an evaluation batch; contrastive losses depend on it.")
     test: bool = resumable(True, "After training, evaluate the best checkpoint on the test split, once.")
 
 
@@ -150,15 +150,19 @@ def _class_of(model: type[Section], data: type[Section]) -> type[RunConfig]:
     return create_model("RunConfig", __base__=RunConfig, **sections)
 
 
+_LENGTHS = ("epochs", "steps")
+
+
 def resolve(family: Family, preset: str, *layers: Mapping[str, Any], origin: str = "configuration") -> RunConfig:
     """Precedence: preset < layers in their order. Raises ConfigError with all problems at once."""
     if preset not in family.presets:
         raise ConfigError(f"family {family.name!r} has no preset {preset!r}; it has: {', '.join(family.presets)}")
+    other = next((str(layer["family"]) for layer in layers if layer.get("family", family.name) != family.name), None)
+    if other is not None:
+        raise ConfigError(f"{origin}: made for family {other!r}, not {family.name!r}")
     content = configuration.merge(family.presets[preset], *layers, {"family": family.name, "preset": preset})
     trains = [layer["train"] for layer in layers if isinstance(layer.get("train"), Mapping)]
-    lengths = [key for train in trains for key in ("epochs", "steps") if train.get(key) is not None]
-    if lengths:  # a length given by the user replaces the preset's, whichever of the two it was
-        content["train"] = {
-            k: v for k, v in content["train"].items() if k not in ("epochs", "steps") or k == lengths[-1]
-        }
+    lengths = [given for train in trains if (given := {k for k in _LENGTHS if train.get(k) is not None})]
+    if lengths and isinstance(content["train"], Mapping):  # a length given by the user replaces the preset's
+        content["train"] = {k: v for k, v in content["train"].items() if k not in _LENGTHS or k in lengths[-1]}
     return configuration.build(config_class(family), content, origin)

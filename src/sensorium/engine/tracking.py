@@ -10,6 +10,7 @@ Used by one process of a run (rank 0). Nothing here imports torch before TensorB
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import time
 import uuid
@@ -263,6 +264,10 @@ class Tracker:
         if self._listener is not None:
             self._listener.saved(saved)
 
+    def settle(self) -> None:
+        """See to it that what was said survives a loss of power; to be called before a checkpoint says so, too."""
+        os.fsync(self._metrics.fileno())
+
     def event(self, step: int, text: str, level: Level = "info") -> None:
         """Report something worth knowing that follows from the position in the run (never a resume: the tracker notes
         those itself in ``times.jsonl``). An ``alarm`` stands in red on top of the report."""
@@ -314,6 +319,19 @@ def _tensorboard_folder(run: Path, settings: Track, start_step: int) -> Path:
     if not start_step and folder.exists():
         folder.rename(free_name(folder))
     return folder
+
+
+def require(settings: Track) -> None:
+    """Raise ConfigError, before anything slow is done, for what cannot be had or must not be touched."""
+    if settings.wandb != "off":
+        import_wandb()
+    folder = None if settings.tensorboard_dir is None else Path(settings.tensorboard_dir).expanduser()
+    if settings.tensorboard and folder is not None and folder.is_dir():
+        strangers = sorted(path.name for path in folder.iterdir() if not path.name.startswith("events.out.tfevents."))
+        if strangers:
+            raise ConfigError(
+                f"track.tensorboard_dir: {folder} holds more than curves ({strangers[0]} …); name a folder of its own"
+            )
 
 
 def _train_status(values: Mapping[str, float]) -> list[str]:

@@ -41,6 +41,11 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process; 0 where torch.distributed is not in use."""
+    return distributed.get_rank() if world_size() > 1 else 0
+
+
 def gather_rows(x: Tensor) -> Tensor:
     """``[R, ...] -> [C, ...]``: the rows of all processes in the order of their ranks, with correct gradient.
 

@@ -53,7 +53,7 @@ def test_a_run_beats_chance_in_every_direction(run: Path) -> None:
     assert not result["warnings"]
     titles = [table["title"] for table in result["tables"]]
     assert titles == [
-        "Retrieval on the test split",
+        "Retrieval",
         "More or less thinking",
         "One query, several senses: finding pictures",
         "Only the row's own counterpart is right",

@@ -121,7 +121,7 @@ def _places(root: Path) -> dict[str, Path]:
         "wav2spk.txt",
     }
     places: dict[str, Path] = {}
-    for top, folders, files in os.walk(root):
+    for top, folders, files in os.walk(root, followlinks=True):  # _DEPTH ends every loop
         here = Path(top)
         depth = len(here.relative_to(root).parts)
         folders[:] = sorted(f for f in folders if f != "__MACOSX" and f[0] != ".") if depth < _DEPTH else []

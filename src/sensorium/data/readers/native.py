@@ -68,6 +68,8 @@ class Line(Section):
 def leaves(path: str) -> bool:
     """Whether a path of a manifest points outside its folder (links are left to the owner of the data)."""
     pure = PurePosixPath(path)
+    if not pure.parts or "\0" in path:
+        return True
     return pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in pure.parts[0]
 
 

@@ -198,15 +198,26 @@ def sources(config: RunConfig, host: Host) -> Sources:
     live = not data.use_cache and host.device != "cpu"
     if live and config.loader.workers:
         raise ConfigError("without a cache the encoders run on the GPU, where loader.workers must be 0")
+    if not data.use_cache and config.loader.bad_samples == "skip":
+        raise ConfigError("loader.bad_samples=skip needs the cache: without it nobody knows beforehand what is broken")
     # A pass always has the same number of rows: without a cache no more than come at once.
     rows = max(1, config.train.batch_size // host.world) if live else None
     encoders = open_encoders(data.model_copy(update=unused), host.device, rows)
     numbers = {group: number for number, group in enumerate(sorted({item.group for item in dataset.items}))}
     classes = sorted({label for item in dataset.items for label in item.labels})
-    senses = {m: _sense(data, encoder, _contents(m, dataset.items, classes), host) for m, encoder in encoders.items()}
+    senses = {m: _sense(config, encoder, _contents(m, dataset.items, classes), host) for m, encoder in encoders.items()}
     splits = {}
+    bad = {content: reason for sense in senses.values() for content, reason in sense.store.skipped.items()}
+    if len(bad) > config.loader.max_bad:
+        raise DataError(f"{dataset.name}: {len(bad)} bad samples; loader.max_bad is {config.loader.max_bad}")
+    for content, reason in bad.items():
+        host.say(f"left out: {content}: {reason}" if content not in reason else f"left out: {reason}")
     for split in SPLITS:
         items = [item for item in dataset.of_split(split) if any(item.has(m) for m in senses)]
+        broken = {item.id: c for item in items for m in senses if (c := str(item.content(m))) in bad}
+        if broken and split != "train":  # a table over fewer samples would not be the table
+            raise DataError(f"{split}: {next(iter(broken))}: {bad[next(iter(broken.values()))]}")
+        items = [item for item in items if item.id not in broken]
         splits[split] = FeatureSource(items, senses, numbers, classes) if items else None
     train = splits["train"]
     if train is None:
@@ -221,13 +232,16 @@ def _contents(modality: Modality, items: Sequence[Item], classes: Sequence[str])
     return [*held, *prompts] if modality == "text" else held
 
 
-def _sense(data: DataConfig, encoder: FrozenEncoder, contents: Sequence[str | Path], host: Host) -> Sense:
+def _sense(config: RunConfig, encoder: FrozenEncoder, contents: Sequence[str | Path], host: Host) -> Sense:
     """The filled cache of one modality, or its live encoder where the cache is switched off."""
+    data = config.data
+    assert isinstance(data, DataConfig)
     store: features.FeatureSource = features.LiveFeatures(encoder)
     if data.use_cache:
         with host.progress(f"encode {encoder.modality}", len(set(contents))) as advance:
             options = features.FillOptions(
                 dtype=data.cache_dtype,
+                policy=config.loader.bad_samples,
                 rank=host.rank,
                 world_size=host.world,
                 barrier=host.barrier,

@@ -104,8 +104,10 @@ class RetrievalEvaluator:
                 "More or less thinking", columns, tuple(rows), "The same weights with another number of steps K."
             )
         if "text+audio" in collected:
-            asked = np.intersect1d(source.distinct("text"), _rows_with(source, "audio"))
             stock = source.distinct("image")
+            asked = np.intersect1d(source.distinct("text"), _rows_with(source, "audio"))
+            if not np.isin(source.groups[asked], source.groups[stock]).any():
+                return  # nothing that is both written and spoken has a picture
             found_by = {
                 name: _judge(source, (collected[name], asked), (collected["image"], stock))
                 for name in ("text", "audio", "text+audio")
@@ -178,7 +180,7 @@ def _recall_table(results: Mapping[tuple[Modality, Modality], RetrievalResult]) 
         "Percent of queries with at least one right item in the top k; ties count against the model. "
         "MdR, MnR: median and mean rank of the best right item."
     )
-    return Table("Retrieval on the test split", columns, rows, note)
+    return Table("Retrieval", columns, rows, note)
 
 
 def _warnings(metrics: Mapping[str, float]) -> Iterator[str]:
@@ -202,7 +204,7 @@ def _cards(
     """Queries spread evenly over the split, in file order: not chosen by success."""
     asked, stock = source.distinct(query), source.distinct(gallery)
     chosen = asked[np.linspace(0, len(asked) - 1, min(CARDS, len(asked))).round().astype(int)]
-    scores = collected[query][chosen] @ collected[gallery][stock].T
+    scores = torch.from_numpy(collected[query][chosen].numpy() @ collected[gallery][stock].numpy().T)  # never autocast
     best = torch.topk(scores, min(SHOWN, len(stock)), dim=1)
     for row, values, places in zip(chosen, best.values.tolist(), best.indices.tolist(), strict=True):
         found = []

@@ -109,7 +109,8 @@ def draw_pairs(
     side = torch.rand(size, device=own.device) < 0.5 if sample else own % 2 == 0
     kept, replaced = torch.where(side, first, last), torch.where(side, last, first)
     z_nBD = torch.stack(list(z.values()))
-    similarity = (z_nBD[kept, own] @ z_nBD.transpose(1, 2))[replaced, own]
+    with torch.autocast(own.device.type, enabled=False):
+        similarity = (z_nBD[kept, own] @ z_nBD.transpose(1, 2))[replaced, own]
     allowed = present_Bn.T[replaced] & (groups[:, None] != groups[None, :])
     other, found = hard_negatives(similarity, allowed, SHARPNESS, sample)
     rows = {m: torch.cat([own, torch.where(replaced == i, other, own)]) for i, m in enumerate(z)}

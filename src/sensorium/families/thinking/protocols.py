@@ -75,11 +75,12 @@ def reranked(
         asked = source.distinct(query)
         asked = asked[np.isin(source.groups[asked], source.groups[stock])]
         asked = asked[np.linspace(0, len(asked) - 1, min(ASKED, len(asked))).round().astype(int)]
-        scores_QG = collected[query][asked] @ collected[gallery][stock].T
-        best_QK = stock[scores_QG.topk(min(RERANKED, len(stock)), dim=1).indices.numpy()]
+        scores_QG = collected[query][asked].numpy() @ collected[gallery][stock].numpy().T  # never autocast
+        right_QG = source.groups[stock] == source.groups[asked][:, None]  # ties count against the model
+        best_QK = stock[np.lexsort((right_QG, -scores_QG))[:, :RERANKED]]
         right_QK = source.groups[best_QK] == source.groups[asked][:, None]
         logits_QK = _logits(source, task, (query, np.repeat(asked, best_QK.shape[1])), (gallery, best_QK.reshape(-1)))
-        order = np.argsort(-logits_QK.reshape(best_QK.shape), axis=1, kind="stable")
+        order = np.lexsort((right_QK, -logits_QK.reshape(best_QK.shape)))
         after_QK = np.take_along_axis(right_QK, order, axis=1)
         numbers = [100 * float(right[:, :k].any(axis=1).mean()) for k in TOP for right in (right_QK, after_QK)]
         lines.append((NOUN[query], NOUN[gallery], *numbers, len(asked)))
@@ -115,7 +116,7 @@ def classified(
             continue
         batch = {name: tensor.to(device) for name, tensor in source.prompts(template).items()}
         class_CD = task.embed(batch)["text"].detach().float().cpu()
-        scores_NC = (collected[modality][rows] @ class_CD.T).numpy()
+        scores_NC = collected[modality][rows].numpy() @ class_CD.numpy().T
         right_NC = np.array([[label in source.items[row].labels for label in source.classes] for row in rows])
         found = classification(scores_NC, right_NC, TOP)
         numbers = (*(found.recall[k] for k in TOP), *(found.chance[k] for k in TOP))

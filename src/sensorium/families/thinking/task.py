@@ -21,7 +21,7 @@ from sensorium.families.thinking import losses
 from sensorium.families.thinking.config import ModelConfig
 from sensorium.families.thinking.model import EncoderFacts, Pass, build_model, centred
 from sensorium.parts.chunks import Rows, in_chunks, take
-from sensorium.parts.contrastive import Queue, Side, Temperature, align, gather_rows
+from sensorium.parts.contrastive import Queue, Side, Temperature, align, gather_rows, rank, world_size
 
 Vectors = dict[Modality, Tensor]
 Read = dict[str, Tensor]
@@ -68,7 +68,8 @@ class ThinkingTask(nn.Module):
         has = self._present(batch)
         present = torch.stack(list(has.values()), dim=1)
         steps = self._steps(batch)
-        left_out = losses.leave_one_out(present, self._draw(batch, "left out", 6))
+        first = rank() * len(present) if self.training else 0  # turns are taken over the joint batch
+        left_out = losses.leave_one_out(present, self._draw(batch, "left out", 6) + first)
         read, features = self._read_alone(batch, has, left_out, steps)
         z = {m: read[m] for m in has}
         logs = self._align(z, has, batch["group"])
@@ -79,7 +80,7 @@ class ThinkingTask(nn.Module):
         if self.match is not None and len(has) > 1:
             pairs = losses.draw_pairs(z, present, left_out, batch["group"], sample=self.training)
             joint = self._read_pairs(batch, features, pairs.read, steps)
-            logs["match"] = losses.matching(self.match(joint), pairs.used)
+            logs["match"] = losses.matching(self.match(joint), pairs.used) * self._share(pairs.used)
             loss = loss + self.config.weights.match * logs["match"]
         return {"loss": loss, **logs, "think_steps": torch.tensor(float(steps))}
 
@@ -145,7 +146,14 @@ class ThinkingTask(nn.Module):
             used = present.all(dim=1, keepdim=True).expand_as(present)
             sources = dict(zip(names, reversed([read[name] for name in names]), strict=True))
         targets = {m: centred(batch[f"{m}_pooled"], self.model.means[m]) for m in names}
-        return losses.reconstruction(heads, sources, targets, used)
+        return losses.reconstruction(heads, sources, targets, used) * self._share(used)
+
+    def _share(self, used: Tensor) -> Tensor | float:
+        """Makes the mean over processes of local means that over all rows, as in ``align``; 1 outside of training."""
+        if not self.training or world_size() == 1:
+            return 1.0
+        mine = used.sum().float()
+        return mine * world_size() / gather_rows(mine[None]).sum().clamp_min(1)
 
     def embed(self, batch: Batch, think_steps: int | None = None) -> Vectors:
         """Unimodal read-outs ``[B, D]`` by modality: unit length, float32; zeros where a row lacks the modality.
@@ -198,7 +206,7 @@ class ThinkingTask(nn.Module):
             everyone = _sides(dict(zip(modalities, vectors, strict=True)), known, facts[:, 0])
         if self.training and self.queue is not None:
             self.queue.offer(everyone)
-        values, counts = [], []
+        values, counts, sizes = [], [], []
         logs: dict[str, Tensor] = {}
         for a, b in combinations(modalities, 2):
             pair = f"{a}-{b}"
@@ -208,11 +216,14 @@ class ThinkingTask(nn.Module):
             if self.training and self.queue is not None:
                 kept = _both(self.queue.side(a), self.queue.side(b))
             values.append(align(here, there, temperature, kept))
-            counts.append(there[0].present.sum() + (0 if kept is None else kept[0].present.sum()))
+            counts.append(there[0].present.sum())
+            sizes.append(counts[-1] + (0 if kept is None else kept[0].present.sum()))
             logs |= {f"align/{pair}": values[-1], f"temperature/{pair}": 1 / temperature.scale()}
         if not values:
             raise DataError("a batch of a single modality has nothing to align; give at least two")
-        chance = [count.clamp_min(1).float().log() for count in counts]
+        chance = [size.clamp_min(1).float().log() for size in sizes]
+        if self.config.loss == "sigmoid":  # all pairs equally likely: the entropy of 1/n, n times
+            chance = [c + (c.exp() - 1) * (c - (c.exp() - 1).clamp_min(1e-9).log()) for c in chance]
         return {
             "align": losses.mean_of(values, counts),
             "align_chance": losses.mean_of(chance, counts),

@@ -92,8 +92,8 @@ class Searcher:
     def search(self, query: Mapping[str, str], among: str | None = None, k: int = 5, rerank: int = 0) -> list[Hit]:
         """The ``k`` best items of modality ``among`` (default: pictures; for a picture, texts), best first.
 
-        ``rerank``: so many of the best are looked at again, together with the query, and ordered by the logit of the
-        match head, which is then their score. Raises ConfigError for what the run cannot do.
+        ``rerank``: so many of the best, but at least ``k``, are looked at again, together with the query, and ordered
+        by the logit of the match head, which is then their score. Raises ConfigError for what the run cannot do.
         """
         if exported.is_export(self.loaded.run):
             raise ConfigError(
@@ -183,7 +183,8 @@ class Searcher:
     def _embed(self, split: FeatureSource, modality: Modality, rows: Sequence[int] | np.ndarray) -> Tensor:
         with torch.inference_mode():
             batch = split.collate([split.example(int(row), 0) for row in rows])
-            return self.task.embed(batch)[modality].float()
+            own = {k: v for k, v in batch.items() if k in ("has", "group") or k.startswith(f"{modality}_")}
+            return self.task.embed(own)[modality].float()
 
 
 def _describe(item: Item) -> dict[str, str | None]:
