@@ -13,6 +13,7 @@ process of a run decides, and the main process alone touches files.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -153,9 +154,8 @@ def _making_room(run: Path, files: Files) -> Iterator[None]:
             aside.rename(run)
             for path in files.paths:
                 (run / path.name).unlink(missing_ok=True)
-            (run / ".lock").unlink(missing_ok=True)
-            with suppress(OSError):  # a run; else there had been files without one
-                run.rmdir()
+            if {path.name for path in run.iterdir()} <= {".lock"}:  # there had been files, and no run
+                shutil.rmtree(run)
             print(f"No new run was begun: {aside} is {run} again", flush=True)
         for folder in created:
             with suppress(OSError):  # not empty
