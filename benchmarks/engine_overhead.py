@@ -223,17 +223,17 @@ def main() -> None:
     if given.arm:
         run_arm(given.arm, sizes[0])
         return
-    rows = []
+    print(machine(), flush=True)
     for size in sizes:
         arms = [("--arm", arm, "--size", size) for arm in ARMS]
         found = side_by_side(__file__, arms, given.repeats, {"CUDA_VISIBLE_DEVICES": ""})  # the bare loop knows no GPU
-        base = median(found[0], "cpu")
+        base, rows = median(found[0], "cpu"), []
         for arm, results in zip(ARMS, found, strict=True):
             more = median(results, "cpu") - base
             cells = (spread(results, "wall"), spread(results, "cpu"), f"{more:+.2f} ms", f"{100 * more / base:+.1f} %")
             rows.append((size, arm, *cells))
-    print(machine())
-    print(table(("model", "loop", "ms a step, clock", "ms a step, processor", "over bare", "overhead"), rows))
+        columns = ("model", "loop", "ms a step, clock", "ms a step, processor", "over bare", "overhead")
+        print(table(columns, rows), flush=True)
 
 
 if __name__ == "__main__":

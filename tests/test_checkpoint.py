@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,49 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
         save(tmp_path, step)
     checkpoint.prune(tmp_path, 2, 3, 9)
     assert sorted(p.name[-1] for p in (tmp_path / "checkpoints").iterdir()) == ["3", "5", "6"]
+
+
+def flip(path: Path) -> None:
+    """Damage the last byte: what only the checksum sees."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_prune_counts_no_damaged_checkpoint_that_was_passed_over(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        save(tmp_path, step)
+    for step in (4, 5):
+        flip(checkpoint.folder_of(tmp_path, step) / checkpoint.WEIGHTS)
+    assert newest_step(tmp_path)[0] == 3  # the run goes on from here, saves the next, and keeps two
+    checkpoint.prune(tmp_path, 2, None, 3)
+    assert sorted(p.name[-1] for p in (tmp_path / "checkpoints").iterdir()) == ["2", "3", "4", "5"]
+    assert newest_step(tmp_path)[0] == 3
+
+
+def test_tied_weights_are_kept_under_both_names(tmp_path: Path) -> None:
+    one = torch.arange(4.0)
+    checkpoint.save(tmp_path, "toy", 1, checkpoint.Content({"a": one, "b": one, "c": one[:2]}, {}, {"step": 1}))
+    found = checkpoint.load(checkpoint.folder_of(tmp_path, 1), "toy").weights
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        "a": [0, 1, 2, 3],
+        "b": [0, 1, 2, 3],
+        "c": [0, 1],
+    }
+
+
+@pytest.mark.parametrize("gone", [checkpoint.STATE, checkpoint.OPTIMIZER, "all"])
+def test_one_that_goes_while_it_is_read_is_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    """The run that owns the folder may prune it at any moment."""
+    folder, check = save(tmp_path, 1), checkpoint.check
+
+    def check_and_prune(asked: Path) -> checkpoint.Manifest:
+        manifest = check(asked)
+        shutil.rmtree(asked) if gone == "all" else (asked / gone).unlink()
+        return manifest
+
+    monkeypatch.setattr(checkpoint, "check", check_and_prune)
+    with pytest.raises(CheckpointError, match="step_00000001: cannot be read"):
+        checkpoint.load(folder, "toy")

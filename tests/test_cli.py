@@ -148,6 +148,8 @@ REFUSED_RUN: dict[str, tuple[tuple[str, ...], tuple[str, ...], int]] = {
         4,
     ),
     "misspelt on resume": (("resume", "run", "train.step=9"), ("train.step: unknown key; did you mean 'steps'?",), 2),
+    "no section on resume": (("resume", "run", "train=5"), ("train: ", "(found 5)"), 2),
+    "shorter on resume": (("resume", "run", "train.steps=1"), ("2 steps are done already", "(1 asked for)"), 1),
     "unknown split": (("evaluate", "run", "--split", "dev"), ("no split 'dev'; there are: train, val, test",), 1),
     "unknown checkpoint": (
         ("evaluate", "run", "--checkpoint", "step_9"),

@@ -52,6 +52,7 @@ def test_every_format_reads_the_same(tmp_path: Path, name: str, text: str) -> No
         ("a.yaml", "a: 1\na: 2\n", "given twice"),
         ("a.yaml", "- 1\n- 2\n", "found a list"),
         ("a.json", "{", "a.json"),
+        ("a.json", '{"train": {"steps": 1, "steps": 2}}', "steps"),
         ("a.ini", "", "unknown kind"),
     ],
 )
@@ -60,6 +61,12 @@ def test_bad_files_are_one_line(tmp_path: Path, name: str, text: str, reason: st
     with pytest.raises(ConfigError, match=reason) as caught:
         config.load_file(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes("# é\ntrain: {steps: 3}\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"a\.yaml: is not UTF-8 text \(byte 2\)"):
+        config.load_file(tmp_path / "a.yaml")
 
 
 def test_missing_file() -> None:
@@ -99,6 +106,36 @@ def test_a_stored_configuration_resolves_to_itself(length: dict[str, int]) -> No
     assert settings.resolve(TOY, "tiny", config.dump(stored)) == stored
     longer = settings.resolve(TOY, "tiny", config.dump(stored), {"train": {"epochs": 9}})
     assert (longer.train.epochs, longer.train.steps) == (9.0, None)
+
+
+def test_two_lengths_at_once_are_refused() -> None:
+    for layers in (
+        [{"train": {"epochs": 3, "steps": 100}}],
+        [{"train": {"steps": 9}}, {"train": {"epochs": 3, "steps": 9}}],
+    ):
+        with pytest.raises(ConfigError, match="exactly one"):
+            settings.resolve(TOY, "tiny", *layers)
+
+
+def test_a_value_in_the_place_of_a_section_is_refused() -> None:
+    """What `sensorium resume RUN train=5` asks for."""
+    with pytest.raises(ConfigError, match=r"train: .*\(found 5\)"):
+        settings.resolve(TOY, "tiny", config.dump(toy_config()), {"train": 5})
+
+
+def test_a_configuration_of_another_family_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"a\.yaml: made for family 'pmg', not 'toy'"):
+        settings.resolve(TOY, "tiny", {"family": "pmg"}, origin="a.yaml")
+    assert settings.resolve(TOY, "tiny", {"family": "toy"}) == toy_config()
+
+
+@pytest.mark.parametrize(
+    "text", ["1e5", "1.5", "1_000", "0x1f", "off", "yes", "true", "null", "~", "12:30:45", "", "é"]
+)
+def test_a_text_that_looks_like_something_else_stays_a_text(tmp_path: Path, text: str) -> None:
+    stored = toy_config({"track": {"tensorboard_dir": text}, "optim": {"lr": 5e-5}})
+    (tmp_path / "config.yaml").write_text(config.dump_yaml(stored), encoding="utf-8")
+    assert config.build(type(stored), config.load_file(tmp_path / "config.yaml")) == stored
 
 
 def test_dump_and_build_are_inverse_and_the_digest_sees_every_value() -> None:

@@ -346,3 +346,22 @@ def test_warm_start_counts_only_until_there_is_a_checkpoint(part: Path, tmp_path
     (part.parent / "best.pt").unlink()
     loop.train(TOY, toy_config(changes), tmp_path / "cut", resume=True, quiet=True)
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_files_of_a_run_whose_folder_is_gone_are_kept(part: Path, data: bool) -> None:
+    def no_data(*_: object) -> Any:
+        raise DataError("no data")
+
+    shutil.rmtree(part)
+    before = {path.name: path.read_bytes() for path in part.parent.iterdir()}
+    if data:
+        anew(part.parent, epochs=1, batch_size=5)
+        kept = {path.name: path.read_bytes() for path in part.with_name("run.1").glob("*.pt")}
+        assert kept == {name: before[name] for name in ("best.pt", "last.pt")}
+        assert (part.parent / "last.pt").read_bytes() != before["last.pt"]
+        return
+    listener = Quiet(part.parent)
+    with pytest.raises(DataError):
+        continuation.train(replace(TOY, sources=no_data), Start(config(), part), listener, listener.files)
+    assert {path.name: path.read_bytes() for path in part.parent.iterdir()} == before

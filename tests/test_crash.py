@@ -104,3 +104,31 @@ def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no data"), rundir.locked(tmp_path / "run"):
         raise DataError("no data")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_worker_that_outlives_its_run_does_not_hold_the_lock(tmp_path: Path) -> None:
+    """The child of the owner lives until its input ends, and is there when the owner is killed."""
+    program = textwrap.dedent(
+        """
+        import os, sys
+        from pathlib import Path
+        from sensorium.engine import rundir
+        with rundir.locked(Path(sys.argv[1])):
+            if os.fork():
+                os.wait()
+            print("forked", flush=True)
+            sys.stdin.read()
+            os._exit(0)
+        """
+    )
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", program, str(run)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "forked\n"
+        with pytest.raises(CheckpointError, match=f"in use by process {owner.pid}"), rundir.locked(run):
+            pass
+        owner.kill()
+        owner.wait()
+        with rundir.locked(run):
+            pass

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sensorium.data import readers
 from sensorium.data.items import SPLITS
-from sensorium.data.manage import verify_dataset
+from sensorium.data.manage import import_dataset, verify_dataset
 from sensorium.data.readers import flickr8k
 from sensorium.errors import ConfigError, DataError
 
@@ -138,6 +138,18 @@ def test_recordings_are_joined_by_picture_and_caption(root: Path) -> None:
     assert not any(item.audio for item in readers.read("flickr8k", root, {"audio": False}).items)
 
 
+def test_linked_recordings_are_read_and_a_link_in_a_circle_ends(root: Path, tmp_path: Path) -> None:
+    """Large corpora often lie on another disk."""
+    add_sound(root)
+    (root / "flickr_audio").rename(tmp_path / "elsewhere")
+    (root / "circle").symlink_to(root)
+    assert not any(item.audio for item in readers.read("flickr8k", root).items)
+    (root / "flickr_audio").symlink_to(tmp_path / "elsewhere")
+    spoken = [item.audio for item in readers.read("flickr8k", root).items if item.audio]
+    assert len(spoken) == 18
+    assert spoken[0] == root / "flickr_audio" / "wavs" / "000_ab_0.wav"
+
+
 def test_a_missing_directory_is_said_in_the_words_of_the_guide(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"^Flickr8k directory not found: {tmp_path}/none; "):
         readers.read("flickr8k", tmp_path / "none")
@@ -207,6 +219,16 @@ def test_a_part_of_the_set_is_no_shortfall_but_a_torn_whole_set_is(root: Path, m
         "12 photographs; the whole set has 8,091",
         "60 captions; the whole set has 40,455",
     )
+
+
+def test_an_import_is_not_measured_by_the_form_it_came_from(root: Path, tmp_path: Path) -> None:
+    add_sound(root)
+    imported = readers.read("native", import_dataset(readers.read("flickr8k", root), tmp_path / "native"))
+    assert imported.name == flickr8k.NAME
+    assert verify_dataset(imported).problems == ()
+    assert imported.items[1].image is not None
+    imported.items[1].image.unlink()
+    assert len(verify_dataset(imported).problems) == 1
 
 
 def test_unknown_options_are_refused(root: Path) -> None:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import TOY, TOY_TWO_STAGES, ToyTask, lines, toy_config
+from helpers import (
+    TOY,
+    TOY_TWO_STAGES,
+    ToyData,
+    ToyEvaluator,
+    ToyModel,
+    ToySource,
+    ToyTask,
+    lines,
+    toy_config,
+    toy_sources,
+)
 from safetensors.torch import load_file
 from torch import nn
 
-from sensorium.engine import checkpoint, loop, session
+from sensorium.engine import checkpoint, loop, rundir, session
 from sensorium.engine.backend import usable_precision
+from sensorium.engine.contract import Evaluation, Family
 from sensorium.engine.evaluate import evaluate_run
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import CheckpointError, ConfigError, DataError, RunError
@@ -63,8 +78,10 @@ def test_skipped_samples_are_replaced_counted_and_capped(tmp_path: Path) -> None
     content = checkpoint.load(checkpoint.folder_of(tmp_path / "run", 12), "toy")
     assert content.state["replaced"] >= 8
     skipping["loader"]["max_bad"] = 2
-    with pytest.raises(DataError, match=r"loader\.max_bad is 2"):
-        loop.train(TOY, toy_config(skipping), tmp_path / "capped", quiet=True)
+    for broken in ([3, 7], list(range(20))):  # too many, and no other in the place of one
+        skipping["data"]["broken"] = broken
+        with pytest.raises(DataError, match=r"bad samples; loader\.max_bad is 2\)$"):  # and no advice to skip
+            loop.train(TOY, toy_config(skipping), tmp_path / f"capped{len(broken)}", quiet=True)
 
 
 def test_evaluation_leaves_the_next_step_unchanged(tmp_path: Path) -> None:
@@ -89,6 +106,59 @@ def test_the_best_checkpoint_is_kept_and_evaluated(tmp_path: Path) -> None:
     assert evaluate_run(TOY, tmp_path / "run", "test", "latest", quiet=True) != result
     with pytest.raises(CheckpointError, match="there are: best, latest, step_00000001"):
         session.choose_checkpoint(tmp_path / "run", "toy", "step_7")
+    shutil.copytree(checkpoint.folder_of(tmp_path / "run", 1), tmp_path / "run/checkpoints/mine")
+    assert evaluate_run(TOY, tmp_path / "run", "test", "mine", quiet=True) == result
+    stored = rundir.read_json(tmp_path / "run/evaluation/test.json")
+    assert (stored["step"], stored["checkpoint"]) == (1, "mine")
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "alarms"),
+    [([0.5, math.nan, 0.9], 2, [4]), ([math.nan, 0.5, 0.9], 4, [2]), ([math.nan] * 3, None, [2, 4, 6])],
+    ids=["later", "first", "always"],
+)
+def test_a_validation_that_is_not_a_number_is_never_the_best(
+    tmp_path: Path, values: list[float], best: int | None, alarms: list[int]
+) -> None:
+    rest = iter(values)
+
+    class Judge(ToyEvaluator):
+        def score(self, *_: object, final: bool) -> Evaluation:
+            return Evaluation({"loss": 1.0 if final else next(rest)})
+
+    family = replace(TOY, evaluator=lambda config: Judge())
+    changes = {"train": {"steps": 6}, "evaluate": {"every_epochs": None, "every_steps": 2}}
+    loop.train(family, toy_config(changes), tmp_path / "run", quiet=True)
+    found = rundir.read_json(tmp_path / "run/summary.json")["best"]
+    assert (found and found["step"]) == best
+    events = [line for line in lines(tmp_path / "run/metrics.jsonl") if line["kind"] == "event"]
+    assert [(event["step"], event["level"]) for event in events] == [(step, "alarm") for step in alarms]
+    assert all("loss is not a number: this is not the best" in event["text"] for event in events)
+    assert (tmp_path / "run/report.html").is_file()
+
+
+def test_the_launchers_own_accumulation_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate launch --gradient_accumulation_steps` reaches us as this variable."""
+    config = toy_config({"train": {"steps": 3}})
+    loop.train(TOY, config, tmp_path / "without", quiet=True)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    loop.train(TOY, config, tmp_path / "with", quiet=True)
+    assert steps_of(tmp_path / "with") == steps_of(tmp_path / "without")
+
+
+def test_tied_weights_are_trained_saved_and_loaded(tmp_path: Path) -> None:
+    class Tied(ToyTask):
+        def __init__(self, model: ToyModel) -> None:
+            super().__init__(model)
+            self.other = nn.Linear(4, model.width, bias=False)
+            self.other.weight = self.body[0].weight  # type: ignore[assignment]
+
+    family = replace(TOY, task=lambda config, facts: Tied(config.model))
+    loop.train(family, toy_config(), tmp_path / "run", quiet=True)
+    state = session.open_run(family, tmp_path / "run", "latest").task.state_dict()
+    stored = load_file(checkpoint.folder_of(tmp_path / "run", 12) / checkpoint.WEIGHTS)
+    assert torch.equal(state["other.weight"], state["body.0.weight"])
+    assert torch.equal(stored["body.0.weight"], state["body.0.weight"])
 
 
 def test_an_unknown_best_metric_is_an_error(tmp_path: Path) -> None:
@@ -125,6 +195,30 @@ def test_changed_data_are_refused(tmp_path: Path) -> None:
         loop.train(TOY, toy_config({"data": {"length": 21}}), run, resume=True, quiet=True)
 
 
+@pytest.mark.parametrize(("splits", "named"), [({"test": None}, "test"), ({"val": None, "test": None}, "test, val")])
+def test_a_split_that_is_gone_or_another_is_refused(tmp_path: Path, splits: dict[str, None], named: str) -> None:
+    run = tmp_path / "run"
+    loop.train(TOY, toy_config(), run, quiet=True)
+    less = replace(TOY, sources=lambda config, host: replace(toy_sources(config, host), **splits))
+    with pytest.raises(CheckpointError, match=f"run: the {named} data are not those that this run was begun with"):
+        loop.train(less, toy_config({"train": {"steps": 16}}), run, resume=True, quiet=True)
+    other = replace(TOY, sources=lambda config, host: replace(toy_sources(config, host), test=ToySource(ToyData(), 9)))
+    before = (run / "evaluation/test.json").read_bytes()
+    with pytest.raises(CheckpointError, match="run: the test data are not those"):
+        evaluate_run(other, run, "test", "best", quiet=True)
+    assert (run / "evaluation/test.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("family", [TOY, TOY_TWO_STAGES], ids=["one stage", "two stages"])
+def test_a_run_is_never_made_shorter(tmp_path: Path, family: Family) -> None:
+    run = tmp_path / "run"
+    loop.train(family, toy_config(family=family), run, quiet=True)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    with pytest.raises(ConfigError, match=r"12 steps are done already; the run cannot be made shorter \(5 asked for\)"):
+        loop.train(family, toy_config({"train": {"steps": 5}}, family), run, resume=True, quiet=True)
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_finished_run_resumes_to_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     loop.train(TOY, toy_config(), run, quiet=True)
@@ -148,8 +242,6 @@ def test_bf16_is_really_bf16(tmp_path: Path) -> None:
 
 
 def test_a_task_that_accumulates_itself_gets_all_rows_at_once(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     seen: list[int] = []
 
     def task(config: RunConfig, facts: Mapping[str, Any]) -> nn.Module:
@@ -166,8 +258,6 @@ def test_a_task_that_accumulates_itself_gets_all_rows_at_once(tmp_path: Path) ->
 
 
 def test_a_stage_that_names_no_parameter_is_an_error(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     from sensorium.engine.contract import Stage
 
     family = replace(TOY_TWO_STAGES, stages=lambda config: (Stage("all", trainable=("hed.*",)),))
@@ -176,8 +266,6 @@ def test_a_stage_that_names_no_parameter_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_loss_at_chance_raises_the_alarm_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     from sensorium.engine import guard
 
     monkeypatch.setattr(guard, "PATIENCE", 4)

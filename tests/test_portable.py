@@ -161,3 +161,18 @@ def test_another_run_of_the_same_name_is_not_taken_for_it(saved: Saved, tmp_path
     assert find_native(read_pt(tmp_path / "best.pt")) == checkpoint.folder_of(aside, 2)
     shutil.rmtree(aside)
     assert find_native(read_pt(tmp_path / "best.pt")) is None
+
+
+@pytest.mark.parametrize("name", ["head.weight", "seen"])
+def test_a_flipped_byte_of_the_weights_is_found(saved: Saved, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "best.pt"
+    write_pt(saved, path)
+    data = path.read_bytes()
+    raw = read_pt(path).weights[name].numpy().tobytes()
+    place = data.index(raw)
+    path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    assert not torch.equal(
+        torch.load(path, weights_only=True)["weights"][name], checkpoint.load(saved.checkpoint, "toy").weights[name]
+    )
+    with pytest.raises(CheckpointError, match=r"best\.pt: damaged \(the checksum of its weights differs\)"):
+        read_pt(path)

@@ -62,3 +62,16 @@ def test_two_ranks_are_one(tmp_path: Path) -> None:
         for name in ("two", "eight")
     )
     assert resumed == whole
+
+
+def test_bad_samples_are_counted_over_all_ranks(tmp_path: Path) -> None:
+    import json
+
+    from sensorium.engine import rundir
+
+    bad = {"train": {"steps": 5}, "data": {"broken": [1, 2, 3, 4]}, "evaluate": {"every_epochs": None, "test": False}}
+    skipping = {**bad, "loader": {"bad_samples": "skip", "max_bad": 99}}
+    launch(tmp_path / "two", json.dumps(skipping))
+    loop.train(TOY, toy_config(skipping), tmp_path / "one", quiet=True)
+    one, two = (rundir.read_json(tmp_path / name / "summary.json")["replaced_samples"] for name in ("one", "two"))
+    assert one == two > 4

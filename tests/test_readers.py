@@ -86,6 +86,8 @@ def test_native_lines_become_items(tmp_path: Path) -> None:
         (line(image="/etc/passwd"), "image: '/etc/passwd' leaves the folder"),
         (line(audio="a/../../b.wav"), "audio: 'a/../../b.wav' leaves the folder"),
         (line(image="C:\\a.png"), "leaves the folder"),
+        (line(image="."), "image: '.' leaves the folder"),
+        (line(audio="a\0b.wav"), r"audio: 'a\x00b.wav' leaves the folder"),
         ("{", "EOF while parsing"),
         ("[]", "should be an object"),
         ('{"id": "1", "split": "train", "text": "a", "time": NaN}', "time: input should be a finite number"),

@@ -12,7 +12,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from helpers import TOY, toy_config
 
+from sensorium.engine import loop
 from sensorium.engine.files import cut_back, read_lines
 from sensorium.engine.settings import Track
 from sensorium.engine.tracking import Tracker, clock, progress_bar
@@ -261,3 +263,18 @@ def test_wandb_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 )
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_curves_never_go_into_a_folder_with_other_things(tmp_path: Path) -> None:
+    shared = tmp_path / "runs"
+    (shared / "other").mkdir(parents=True)
+    (shared / "other/precious.txt").write_text("x")
+    curves = toy_config({"train": {"steps": 1}, "track": {"tensorboard_dir": str(shared)}})
+    before = {path: path.stat().st_ino for path in tmp_path.rglob("*")}
+    with pytest.raises(ConfigError, match=r"track\.tensorboard_dir: .*runs holds more than curves \(other …\); name"):
+        loop.train(TOY, curves, shared / "toy", quiet=True)
+    assert {path: path.stat().st_ino for path in tmp_path.rglob("*")} == before
+    own = toy_config({"train": {"steps": 1}, "track": {"tensorboard_dir": str(shared / "curves")}})
+    for name in ("first", "second"):  # a folder of earlier curves is no such folder
+        loop.train(TOY, own, tmp_path / name, quiet=True)
+    assert (shared / "curves.1").is_dir()

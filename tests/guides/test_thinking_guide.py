@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from flickr8k_tree import make_tree
-from guide_scripts import FLICKR8K, SCRIPTS, SMALL, SOTA8GB, Script, refused, resolved, typed
+from guide_scripts import FLICKR8K, SCRIPTS, SIZES, SMALL, SOTA8GB, Script, refused, resolved, typed
 from safetensors.torch import load_file
 
 from sensorium import guide
@@ -235,6 +235,19 @@ def test_the_demo_learns_without_anything(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "checkpoints/demo/best.pt").is_file()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["MMT_Demo"]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["demo"]
+
+
+def test_the_demo_goes_on_with_what_it_was_begun_with(
+    tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo's own values are for a new run: they are no changes to an earlier one."""
+    monkeypatch.chdir(tmp_path)
+    small = [word for size in (*SIZES, "data.options={variants: 3}") for word in ("--set", size)]
+    answer = script("--demo", "--batch_size", "8", *small, "--set", "train.steps=1", name=SOTA8GB)
+    assert answer.code == 0, answer.err
+    answer = script("--demo", "--checkpoint", "checkpoints/demo/last.pt", name=SOTA8GB)
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out == "1 of 1 steps are done; give --set train.steps=2 to go on\n"
 
 
 def test_two_processes_make_one_run(here: Path, script: Script) -> None:

@@ -5,9 +5,11 @@ Everything in float64, to 1e-10: the same numbers, summed in another order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from rows import SMALL, build, changed, make, moved, pick, without
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sensorium.data.items import MODALITIES
+from sensorium.data.items import MODALITIES, Modality
 from sensorium.engine.contract import Batch
 from sensorium.families.thinking import task as module
 from sensorium.families.thinking.config import ModelConfig, Weights
@@ -26,6 +28,7 @@ from sensorium.parts.chunks import in_chunks
 Gradients = dict[str, Tensor]
 ALIGN_ONLY = Weights(align=1.0, recon=0.0, match=0.0)
 DROPOUT = {"dropout": 0.4}
+SENSES: tuple[tuple[Modality, ...], ...] = (MODALITIES, ("text", "image"))
 KINDS = {
     "all": SMALL,
     "sigmoid": changed(loss="sigmoid"),
@@ -197,12 +200,74 @@ def test_the_queue_moves_on_after_a_step_only() -> None:
     assert {"queue.vectors", "queue.present", "queue.groups"} <= names
 
 
+def test_a_pair_that_is_absent_from_the_batch_does_not_count_for_what_is_queued() -> None:
+    task = task_of(changed(queue=8, weights=ALIGN_ONLY))
+    task(double(make(6)))
+    module.after_step(task, 0)
+    assert task.queue is not None
+    assert task.queue.present.all(dim=1).sum() == 6
+    silent = double({**make(6, seed=3), "group": torch.arange(6) + 100})
+    for row in range(6):
+        silent = without(silent, row, "audio")
+    logs = task(silent).logs
+    assert logs["align/text-audio"] == 0
+    torch.testing.assert_close(logs["align"], logs["align/text-image"])
+    torch.testing.assert_close(logs["align_chance"], torch.tensor(12.0).log())
+
+
 # --- two processes
+
+
+def uneven(modalities: Sequence[Modality]) -> tuple[ThinkingTask, Batch]:
+    """Eight rows, of which one in the first half and three in the second half have something to leave out.
+
+    The shares, 1/4 and 3/4, are exact in float32, in which they are taken.
+    """
+    torch.manual_seed(0)
+    weights = Weights(align=1.0, recon=0.3, match=0.2)
+    task = moved(build(changed(weights=weights), modalities)).double()
+    batch = double(make(8, modalities=modalities))
+    for row in (0, 1, 2, 6):
+        for modality in modalities[1:]:
+            batch = without(batch, row, modality)
+    if len(modalities) > 2:
+        batch = without(batch, 7, "audio")
+    return task, {**batch, "step": torch.tensor(1)}
+
+
+@contextmanager
+def negatives_from_the_own_half() -> Iterator[None]:
+    """Pairs without chance, and of eight rows the first four and the last four know nothing of each other."""
+
+    def restricted(similarity: Tensor, allowed: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+        half = torch.arange(len(allowed)) // 4
+        return contrastive.hard_negatives(similarity, allowed & (half[:, None] == half), *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.losses, "draw_pairs", partial(_without_chance, module.losses.draw_pairs))
+        patch.setattr(module.losses, "hard_negatives", restricted)
+        yield
+
+
+def _uneven_halves(rank: int, modalities: Sequence[Modality], path: str) -> None:
+    task, batch = uneven(modalities)
+    with negatives_from_the_own_half():
+        half = pick(batch, range(4 * rank, 4 * rank + 4))
+        loss, found = gradients(task, half)
+        logs = task(half).logs
+    logs = {"loss": loss, **{name: logs[name] for name in ("align", "recon", "match")}}
+    for tensor in (*logs.values(), *found.values()):  # what DistributedDataParallel does: the mean
+        distributed.all_reduce(tensor)
+        tensor /= 2
+    if rank == 0:
+        torch.save({"logs": logs, "gradients": found}, path)
 
 
 def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    for modalities in SENSES:
+        _uneven_halves(rank, modalities, f"{folder}/{len(modalities)}.pt")
     for name in ("right", "gather without gradient"):
         if name != "right":
             contrastive._Gather.apply = staticmethod(_detached_gather)
@@ -228,9 +293,32 @@ def rows_of_two() -> Batch:
     return {**batch, "group": torch.tensor([0, 1, 2, 3, 0, 4, 5, 1])}
 
 
-def test_two_processes_in_chunks_equal_one_batch(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with what two gloo processes find, each with half of the batch."""
+    folder = tmp_path_factory.mktemp("halves")
+    multiprocessing.spawn(_rank, (str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("modalities", SENSES, ids=len)
+def test_two_processes_with_uneven_gaps_equal_one_batch(modalities: Sequence[Modality], two_processes: Path) -> None:
+    """Reconstruction and matching are means over the rows in use of all processes, and so are their gradients."""
+    found = torch.load(two_processes / f"{len(modalities)}.pt", weights_only=True)
+    task, batch = uneven(modalities)
+    with negatives_from_the_own_half():
+        loss, expected = gradients(task, batch)
+        logs = {"loss": loss, **task(batch).logs}
+        alone = [task(pick(batch, half)).logs for half in (range(4), range(4, 8))]
+    for name, value in found["logs"].items():
+        torch.testing.assert_close(value, logs[name], rtol=1e-10, atol=1e-10, msg=name)
+    same((found["logs"]["loss"], found["gradients"]), (loss, expected))
+    for name in ("recon", "match"):  # the mean of local means is another number
+        assert (sum(part[name] for part in alone) / 2 - logs[name]).abs() > 1e-4
+
+
+def test_two_processes_in_chunks_equal_one_batch(two_processes: Path) -> None:
     """Each process reads its half in two chunks with dropout of its own; by hand: the same reads in one graph."""
-    multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
     task, batch = task_of(changed(weights=ALIGN_ONLY, **DROPOUT), 2), rows_of_two()
     reads = []
     for rank in range(2):
@@ -242,7 +330,7 @@ def test_two_processes_in_chunks_equal_one_batch(tmp_path: Path) -> None:
     loss.backward()
     expected = {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
     found, wrong = (
-        torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("right", "gather without gradient")
+        torch.load(two_processes / f"{name}.pt", weights_only=True) for name in ("right", "gather without gradient")
     )
     same((found["loss"], found["gradients"]), (loss.detach(), expected))
     torch.testing.assert_close(wrong["loss"], loss.detach(), rtol=1e-10, atol=1e-10)

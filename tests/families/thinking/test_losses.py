@@ -15,7 +15,7 @@ from sensorium.engine.contract import Batch
 from sensorium.errors import DataError
 from sensorium.families.thinking import losses
 from sensorium.families.thinking.config import Weights
-from sensorium.families.thinking.task import ThinkingTask, after_step
+from sensorium.families.thinking.task import ThinkingTask, after_step, at_chance
 from sensorium.parts.contrastive import Side, Temperature, align, hard_negatives, infonce, sigmoid
 
 ALIGN_ONLY = Weights(align=1.0, recon=0.0, match=0.0)
@@ -282,6 +282,44 @@ def test_losses_are_float32_under_autocast(config: object) -> None:
     a, b = sides(unit(4, 8).bfloat16(), unit(4, 8, seed=1).bfloat16(), [0, 1, 2, 3])
     with torch.autocast("cpu", torch.bfloat16):
         assert infonce(a, b, torch.tensor(10.0)).dtype == torch.float32
+
+
+def test_the_nearest_negative_is_found_in_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    z = {m: nn.functional.normalize(1 + 0.01 * torch.randn(32, 16), dim=1) for m in ("text", "image")}
+    given = (torch.ones(32, 2, dtype=torch.bool), torch.zeros(32), torch.arange(32), False)
+    expected = losses.draw_pairs(z, *given).read.rows
+    with torch.autocast("cpu", torch.bfloat16):
+        found = losses.draw_pairs(z, *given).read.rows
+    coarse = losses.draw_pairs({m: e.bfloat16().float() for m, e in z.items()}, *given).read.rows
+    assert expected is not None
+    assert found is not None
+    assert coarse is not None
+    assert all(found[m].equal(rows) for m, rows in expected.items())
+    assert not all(coarse[m].equal(rows) for m, rows in expected.items())
+
+
+@pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
+def test_a_collapsed_model_is_at_chance_and_a_trained_one_is_not(loss: str) -> None:
+    config = changed(loss=loss, weights=ALIGN_ONLY)
+    task, batch = build(config, ("text", "image")), make(16, modalities=("text", "image"))
+    with torch.no_grad():  # one answer to everything, and the best scale and bias for it
+        for parameter in task.model.parameters():
+            parameter.zero_()
+        task.model.read_out.out.bias.fill_(1.0)
+        [temperature] = task.temperatures.values()
+        temperature.log_scale.zero_()
+        if loss == "sigmoid":
+            temperature.bias.fill_(-1 - math.log(15))
+        assert at_chance({name: float(value) for name, value in task(batch).logs.items()})
+    task = build(config, ("text", "image"))
+    optimizer = torch.optim.AdamW(task.parameters(), 5e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        output = task(batch)
+        output.loss.backward()
+        optimizer.step()
+    assert not at_chance({name: float(value) for name, value in output.logs.items()})
 
 
 def test_logs_are_detached_and_say_what_was_trained_on() -> None:

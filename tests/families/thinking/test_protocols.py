@@ -15,6 +15,7 @@ from sensorium.engine import settings
 from sensorium.engine.contract import Host, Sources
 from sensorium.families.thinking import protocols
 from sensorium.families.thinking.data import FeatureSource
+from sensorium.families.thinking.evaluator import _cards
 from sensorium.families.thinking.task import ThinkingTask
 from sensorium.metrics.retrieval import classification
 
@@ -74,6 +75,38 @@ def test_the_match_head_orders_what_was_found(
     assert all(len(a) == len(b) for a, b in seen)
 
 
+def test_ties_count_against_the_model_before_and_after(
+    split: tuple[FeatureSource, ThinkingTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, task = split
+    monkeypatch.setattr(task, "match_score", lambda batch: torch.zeros(len(batch["has"])))
+    same = torch.ones(len(source), 8)
+    group = torch.from_numpy(np.unique(source.groups, return_inverse=True)[1])
+    for vectors, before in ((same, 0.0), (torch.eye(len(source))[group], 100.0)):
+        collected = {"text": vectors, "image": vectors}
+        for row in protocols.reranked(collected, source, task, directions_of(collected)).rows:
+            assert row[2:4] == (before, 0.0)
+
+
+def test_what_was_found_is_ordered_in_float32_under_autocast(split: tuple[FeatureSource, ThinkingTask]) -> None:
+    """Similarities that differ by less than bfloat16 can tell apart."""
+    source, task = split
+    torch.manual_seed(0)
+    near = {m: torch.nn.functional.normalize(1 + 0.01 * torch.randn(len(source), 8), dim=1) for m in ("text", "image")}
+    found = [_found(near, source, task)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found.append(_found(near, source, task))
+    assert found[0] == found[1]
+    assert found[0] != _found({m: vectors.bfloat16().float() for m, vectors in near.items()}, source, task)
+
+
+def _found(collected: Mapping[str, Tensor], source: FeatureSource, task: ThinkingTask) -> list[object]:
+    """What the cosine alone decides: recall before re-ranking, and the galleries."""
+    table = protocols.reranked(collected, source, task, directions_of(collected))
+    cards = [list(_cards(collected, source, *pair)) for pair in directions_of(collected)]
+    return [[(row[2], row[4]) for row in table.rows], cards]
+
+
 def test_couples_are_what_their_rows_hold(split: tuple[FeatureSource, ThinkingTask]) -> None:
     source, _ = split
     batch = source.couples(("text", [0, 3]), ("image", [5, 1]))
@@ -111,10 +144,12 @@ def test_any_right_class_counts_and_ties_do_not() -> None:
         classification(scores, np.array([[True, False, False], [False, False, False]]))
 
 
-def test_a_trained_run_shows_all_tables(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_trained_run_shows_all_tables(tmp_path: Path, precision: str) -> None:
     from sensorium.engine import loop
 
-    config = settings.resolve(FAMILY, "tiny", {"data": {"cache": str(tmp_path / "cache")}, "train": {"steps": 3}})
+    train = {"steps": 3, "precision": precision, "device": "cpu"}
+    config = settings.resolve(FAMILY, "tiny", {"data": {"cache": str(tmp_path / "cache")}, "train": train})
     result = loop.train(FAMILY, config, tmp_path / "run", quiet=True)
     assert result is not None
     titles = [table.title for table in result.tables]

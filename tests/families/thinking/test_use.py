@@ -172,6 +172,36 @@ def test_a_split_with_gaps_is_evaluated_over_what_it_has(tmp_path: Path) -> None
         RetrievalEvaluator(config()).score(collected, alone, blank(alone), final=True)
 
 
+def test_a_split_in_which_nothing_is_both_written_and_spoken_is_evaluated(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    found = sources(config({"data": {"cache": str(tmp_path / "cache")}}), Host()).test
+    assert isinstance(found, FeatureSource)
+    numbers = {item.group: number for number, item in enumerate(found.items)}
+    titles = {}
+    for mixed in (False, True):
+        items = [replace(x, **{("text", "audio")[i % 2]: None}) if mixed else x for i, x in enumerate(found.items)]
+        split = FeatureSource(items, found.senses, numbers)
+        rows = range(len(split))
+        batch = split.collate([split.example(row, 0) for row in rows]) | {"index": torch.tensor(rows)}
+        evaluator, task = RetrievalEvaluator(config()), blank(found)
+        with torch.no_grad():
+            collected = evaluator.collect(task, batch, final=True)
+            result = evaluator.score(collected, split, task, final=True)
+        titles[mixed] = [table.title for table in result.tables]
+    senses = "One query, several senses: finding pictures"
+    assert titles[True] == [title for title in titles[False] if title != senses] != titles[False]
+
+
+def test_the_evaluation_of_another_split_does_not_speak_of_test(run: Path) -> None:
+    from sensorium.engine.evaluate import evaluate_run
+
+    result = evaluate_run(FAMILY, run, "val", "best", quiet=True)
+    said = " ".join([*(f"{table.title} {table.note}" for table in result.tables), *result.warnings])
+    assert "Retrieval" in said
+    assert "test" not in said
+
+
 def test_distinct_rows_are_the_gallery(tmp_path: Path) -> None:
     found = sources(config({"data": {"cache": str(tmp_path / "cache")}}), Host()).train
     assert isinstance(found, FeatureSource)

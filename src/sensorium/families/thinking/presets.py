@@ -32,7 +32,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "track": {"log_every": 50},
     },
     # A model for two CPU cores and a thousand samples: what the demonstration trains. Few slots and much dropout
-    # beside linear heads; larger ones learn the concepts by heart. Chosen with test numbers in view: docs/log.md.
+    # beside linear heads, which do the work: in so few steps the memory learns nothing, larger ones learn by heart.
+    # Chosen with test numbers in view: docs/log.md.
     "small": {
         "model": {
             "width": 96,
