@@ -5,6 +5,7 @@ Everything in float64, to 1e-10: the same numbers, summed in another order.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -271,14 +272,19 @@ def _rank(rank: int, folder: str) -> None:
     for name in ("right", "gather without gradient"):
         if name != "right":
             contrastive._Gather.apply = staticmethod(_detached_gather)
-        model = DistributedDataParallel(task_of(changed(weights=ALIGN_ONLY, **DROPOUT), 2), find_unused_parameters=True)
-        half = pick(rows_of_two(), range(4 * rank, 4 * rank + 4))
-        loss, found = gradients(model, half, seed=rank)
-        distributed.all_reduce(loss)
-        if rank == 0:
-            plain = {key.removeprefix("module."): value for key, value in found.items()}
-            torch.save({"loss": loss / 2, "gradients": plain}, f"{folder}/{name}.pt")
+        _half_in_chunks(rank, f"{folder}/{name}.pt")
+    gc.collect()  # a DDP that outlives its process group can hang in the last moment
     distributed.destroy_process_group()
+
+
+def _half_in_chunks(rank: int, path: str) -> None:
+    model = DistributedDataParallel(task_of(changed(weights=ALIGN_ONLY, **DROPOUT), 2), find_unused_parameters=True)
+    half = pick(rows_of_two(), range(4 * rank, 4 * rank + 4))
+    loss, found = gradients(model, half, seed=rank)
+    distributed.all_reduce(loss)
+    if rank == 0:
+        plain = {key.removeprefix("module."): value for key, value in found.items()}
+        torch.save({"loss": loss / 2, "gradients": plain}, path)
 
 
 def _detached_gather(x: Tensor) -> Tensor:
