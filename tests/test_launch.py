@@ -195,10 +195,10 @@ def test_death_by_the_signal_that_was_handed_on() -> None:
 def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
     program = f"""
         import sys
-        from sensorium.engine import launch, session
+        from sensorium.engine import launch, signals
         from helpers import toy_config
         if launch.spread(toy_config({{"train": {{"processes": 2}}}}).train) is None:
-            with session.stop_on_signal() as stop:
+            with signals.noted(insist=True) as stop:
                 open({str(tmp_path)!r} + f"/{{__import__('os').environ['RANK']}}", "w")
                 while not stop:
                     __import__("time").sleep(0.02)

@@ -26,13 +26,13 @@ from safetensors.torch import load_file, save_file
 from sensorium import config as configuration
 from sensorium.engine import checkpoint, session
 from sensorium.engine.contract import Family, Loaded
-from sensorium.engine.files import write_file
 from sensorium.engine.results import FOLDER as RESULTS
 from sensorium.engine.results import Result, read_result
 from sensorium.engine.seeds import reseed
 from sensorium.engine.settings import config_class
 from sensorium.engine.stages import learnable
 from sensorium.errors import CheckpointError
+from sensorium.files import write_file, write_json
 
 FORMAT = 1
 LIBRARY = "sensorium"
@@ -63,7 +63,7 @@ def describe(loaded: Loaded, kind: str, data: Mapping[str, Any], facts: Mapping[
 def write_config(folder: Path, content: Mapping[str, Any]) -> None:
     """Write ``config.json`` with its checksum."""
     whole = {**content, "checksum": _checksum(content)}
-    write_file(folder / CONFIG, (json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_json(folder / CONFIG, whole)
 
 
 def write_weights(folder: Path, loaded: Loaded) -> Path:

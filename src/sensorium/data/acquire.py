@@ -35,9 +35,9 @@ from sensorium.data.transfer import (
     set_aside,
     state_file,
     statement,
-    write_json,
 )
 from sensorium.errors import DataError
+from sensorium.files import write_json
 
 MANIFEST, ARCHIVES, LOCK = ".sensorium-download.json", "archives", ".sensorium-download.lock"
 
@@ -179,8 +179,8 @@ def _tidy(remote: Remote, folder: Path, keep: bool) -> None:
     if state_file(path).exists():
         if not keep or remote.kind == "file":
             path.unlink(missing_ok=True)
-        for suffix in ("part", "bad", "state.new"):
-            path.with_name(f"{path.name}.{suffix}").unlink(missing_ok=True)
+        for left in (f"{path.name}.part", f"{path.name}.bad", f".{path.name}.state.tmp"):
+            path.with_name(left).unlink(missing_ok=True)
         state_file(path).unlink()
 
 

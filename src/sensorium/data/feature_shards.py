@@ -31,6 +31,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sensorium.errors import DataError
+from sensorium.files import sync_folder
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SUFFIX = ".shard"
@@ -169,14 +170,6 @@ def _write_whole(path: Path, parts: Sequence[bytes]) -> None:
 def write_file(path: Path, data: bytes) -> None:
     """A small file that appears whole or not at all. Raises OSError."""
     _write_whole(path, [data])
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove_leftovers(folder: Path) -> int:

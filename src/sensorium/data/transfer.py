@@ -25,6 +25,7 @@ from typing import Any, cast
 
 from sensorium.data.catalog import Remote
 from sensorium.errors import DataError
+from sensorium.files import sync_folder, write_json
 
 BLOCK = 1 << 20
 _LONGEST_PAUSE = 60.0  # seconds
@@ -342,23 +343,3 @@ def _forget(path: Path) -> None:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write one file so that it is either absent, the old one or the whole new one."""
-    temporary = path.with_name(f"{path.name}.new")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` survive a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -30,8 +30,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sensorium.config import Section
-from sensorium.engine.files import sync_folder, write_file
 from sensorium.errors import CheckpointError
+from sensorium.files import sync_folder, write_file
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "task.safetensors", "optimizer.safetensors", "state.json", "manifest.json"

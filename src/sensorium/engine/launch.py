@@ -16,13 +16,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from sensorium.engine import signals
 from sensorium.engine.order import Share
 from sensorium.engine.settings import Train
 from sensorium.errors import ConfigError, RunError
@@ -186,7 +185,7 @@ def _run(command: Sequence[str], environment: dict[str, str], count: int) -> int
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     environment = {**environment, "MASTER_PORT": str(store.port)}
     started: list[_Process] = []
-    with _signals() as received:
+    with signals.noted(insist=False) as received:
         try:
             for rank in range(count):
                 started.append(_Process(rank, command, environment))
@@ -195,23 +194,6 @@ def _run(command: Sequence[str], environment: dict[str, str], count: int) -> int
             for process in started:
                 process.close()
     return _verdict(started, received)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM instead of dying of them."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        del frame
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _watch(started: Sequence[_Process], received: Sequence[int]) -> None:

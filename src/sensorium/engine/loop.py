@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from sensorium.engine import checkpoint, optim, rundir, tracking
+from sensorium.engine import checkpoint, optim, rundir, signals, tracking
 from sensorium.engine import evaluate as evaluation
 from sensorium.engine.backend import Backend
 from sensorium.engine.contract import Batch, Evaluation, Family, Listener, Saved, Source
@@ -34,7 +34,6 @@ from sensorium.engine.session import (
     frozen_digest,
     load_weights,
     restore,
-    stop_on_signal,
     summary,
     warm_start,
     weights_of,
@@ -43,6 +42,7 @@ from sensorium.engine.settings import RunConfig
 from sensorium.engine.stages import Span, learnable, select, spans
 from sensorium.engine.tracking import Tracker
 from sensorium.errors import ConfigError, RunError
+from sensorium.files import write_json
 
 
 def train(
@@ -114,7 +114,7 @@ def _train(job: _Job) -> Evaluation | None:
     writer: Tracker | Mute = Mute()
     if backend.is_main:
         writer = Tracker(folder, config.track, total, progress.step, quiet=quiet, listener=listener)
-    with writer as tracker, stop_on_signal() as stop:
+    with writer as tracker, signals.noted(insist=True) as stop:
         order = Order(length, config.seed, sources.train.groups)
         parts = config.train.micro_batches if family.accumulation == "sum" else 1
         share = Share(batch_size, parts, backend.world)
@@ -287,7 +287,7 @@ def _finish(run: Run, timings: dict[str, float], say: Say) -> Evaluation | None:
         if result is not None:
             name = checkpoint.folder_of(run.folder, step).name
             write_result(run.folder, Result("test", result, "test", step, name))
-        rundir.write_json(run.folder / "summary.json", summary(run, timings))
+        write_json(run.folder / "summary.json", summary(run, timings))
         say(f"Report: {write_report(run.folder)}")
     run.backend.barrier()  # no process leaves while another still works
     return result

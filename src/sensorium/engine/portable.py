@@ -30,8 +30,8 @@ from torch import Tensor
 from sensorium.config import Section
 from sensorium.engine import checkpoint, rundir
 from sensorium.engine.contract import Saved
-from sensorium.engine.files import replacing
 from sensorium.errors import CheckpointError
+from sensorium.files import replacing
 
 FORMAT = 1
 _DAMAGE = (

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sensorium.engine.files import plain, write_file
+from sensorium.engine.files import plain
 from sensorium.engine.report_data import (
     RunData,
     best_of,
@@ -27,6 +27,7 @@ from sensorium.engine.report_data import (
 )
 from sensorium.engine.report_page import page
 from sensorium.engine.results import evaluation_to_json
+from sensorium.files import write_file
 
 
 def write_report(run: Path) -> Path:

@@ -15,8 +15,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from sensorium.engine.contract import Evaluation
-from sensorium.engine.files import plain, write_file
+from sensorium.engine.files import plain
 from sensorium.errors import CheckpointError
+from sensorium.files import write_json
 
 FOLDER = "evaluation"
 _EVALUATION = TypeAdapter(Evaluation)
@@ -66,7 +67,7 @@ def write_result(run: Path, result: Result) -> Path:
     path = run / FOLDER / f"{result.name}.json"
     path.parent.mkdir(exist_ok=True)
     content = {**head, **evaluation_to_json(result.evaluation)}
-    write_file(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_json(path, content)
     return path
 
 

@@ -23,7 +23,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -33,9 +33,9 @@ from typing import Any
 import torch
 
 from sensorium import config as configuration
-from sensorium.engine.files import copy_file, free_name, sync_folder, write_file
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import CheckpointError, ConfigError
+from sensorium.files import copy_file, free_name, sync_folder, write_file, write_json
 
 _LEFT_BY_A_KILL = (".lock", ".config.yaml.tmp", ".environment.json.tmp", "environment.json")  # before there was a run
 
@@ -162,11 +162,6 @@ def stored_config(run: Path) -> dict[str, Any]:
     if not (run / "config.yaml").is_file():
         raise CheckpointError(f"{run}: not a run folder (no config.yaml in it)")
     return configuration.load_file(run / "config.yaml")
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON atomically."""
-    write_file(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import resource
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -24,6 +22,7 @@ from sensorium.engine.settings import RunConfig, config_class
 from sensorium.engine.stages import learnable
 from sensorium.engine.tracking import Level, Tracker
 from sensorium.errors import CheckpointError
+from sensorium.files import write_json
 
 Say = Callable[[str], None]
 
@@ -110,7 +109,7 @@ def build_task(
 
     def stored_or_new() -> dict[str, Any]:
         if not path.exists():
-            rundir.write_json(path, {"fingerprints": prints, "facts": family.facts(config, sources)})
+            write_json(path, {"fingerprints": prints, "facts": family.facts(config, sources)})
         return rundir.read_json(path)
 
     stored = backend.from_main(stored_or_new)
@@ -259,22 +258,3 @@ def summary(run: Run, timings: dict[str, float]) -> dict[str, Any]:
         "skipped_steps": run.progress.guard.skipped,
         "replaced_samples": run.progress.replaced,
     }
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[list[int]]:
-    """Signals only set a flag; a second Ctrl-C ends at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        del frame
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -25,9 +25,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from sensorium import config as configuration
-from sensorium.engine.files import cut_back, free_name, json_line, write_file
+from sensorium.engine.files import cut_back, json_line
 from sensorium.engine.settings import Track
 from sensorium.errors import ConfigError
+from sensorium.files import free_name, write_file
 
 if TYPE_CHECKING:  # the contract imports torch
     from sensorium.engine.contract import Listener, Saved
