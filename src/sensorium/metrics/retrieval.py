@@ -28,11 +28,6 @@ class RetrievalResult:
     queries: int
     gallery: int
 
-    @property
-    def recall_sum(self) -> float:
-        """R-Sum of the direction: the recalls added up."""
-        return sum(self.recall.values())
-
 
 def ranks(scores_QG: Array, query_group: Integers, gallery_group: Integers) -> Integers:
     """Rank of the best right item of each query, ``[Q]``, from 1.

@@ -152,6 +152,8 @@ def test_a_trained_run_shows_all_tables(tmp_path: Path, precision: str) -> None:
     config = settings.resolve(FAMILY, "tiny", {"data": {"cache": str(tmp_path / "cache")}, "train": train})
     result = loop.train(FAMILY, config, tmp_path / "run", quiet=True)
     assert result is not None
+    for table in result.tables:  # no number without what guessing would give
+        assert any("chance" in column for column in table.columns) or table.rows[-1][0] == "chance", table.title
     titles = [table.title for table in result.tables]
     assert titles[-3:] == [
         "Only the row's own counterpart is right",

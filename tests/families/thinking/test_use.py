@@ -244,3 +244,13 @@ def test_a_cache_namespace_is_cleared_by_the_name_that_info_prints(
     left = [line.split()[0] for line in runner.invoke(cli_data.app, ["cache", "info"]).stdout.splitlines()[1:]]
     assert left == [line.split()[0] for line in shown[1:]]
     assert isinstance(runner.invoke(cli_data.app, ["cache", "clear", name[:12], "--yes"]).exception, DataError)
+
+
+def test_the_start_says_what_is_not_built(tmp_path: Path) -> None:
+    said: list[str] = []
+    for weights in ({"align": 1.0, "recon": 0.0, "match": 0.0}, {"align": 1.0, "recon": 0.2, "match": 0.2}):
+        changes = {"data": {"cache": str(tmp_path / "cache")}, "model": {"weights": weights}}
+        sources(config(changes), Host(say=said.append))
+    assert [line for line in said if "Not built" in line] == [
+        "Not built, as the weight is 0: reconstruction, match head"
+    ]

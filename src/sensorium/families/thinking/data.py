@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from sensorium.data.items import MODALITIES, SPLITS, Item, Modality
 from sensorium.engine.contract import Batch, Host, Sources
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import ConfigError, DataError
+from sensorium.families.thinking.config import ModelConfig
 from sensorium.parts.encoders import EncoderOptions, FrozenEncoder, open_encoder
 
 TEMPLATES: dict[Modality, str] = {"image": "a picture of {}", "audio": "the sound of {}"}  # of zero-shot classification
@@ -183,7 +184,7 @@ def sources(config: RunConfig, host: Host) -> Sources:
     data = config.data
     assert isinstance(data, DataConfig)
     dataset = readers.read(data.reader, Path(data.root) if data.root else None, data.options)
-    for note in dataset.notes:
+    for note in (*dataset.notes, *_left_out(config.model)):
         host.say(note)
     found = {m for m in MODALITIES if any(item.has(m) for item in dataset.items)}
     wanted = [m for m in MODALITIES if getattr(data, f"{m}_encoder") is not None]
@@ -223,6 +224,14 @@ def sources(config: RunConfig, host: Host) -> Sources:
     if train is None:
         raise DataError(f"{dataset.name}: no training items in {dataset.root}")
     return Sources(train, splits["val"], splits["test"])
+
+
+def _left_out(model: Section) -> Iterator[str]:
+    """What the configuration does without, and the data could not tell."""
+    assert isinstance(model, ModelConfig)
+    parts = {"reconstruction": model.weights.recon, "match head": model.weights.match}
+    if missing := [name for name, weight in parts.items() if not weight]:
+        yield f"Not built, as the weight is 0: {', '.join(missing)}"
 
 
 def _contents(modality: Modality, items: Sequence[Item], classes: Sequence[str]) -> list[str | Path]:

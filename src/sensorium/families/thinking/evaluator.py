@@ -73,7 +73,7 @@ class RetrievalEvaluator:
             metrics |= {f"{name}/R@{k}": result.recall[k] for k in KS}
             metrics |= {f"chance/{name}/R@{k}": result.chance[k] for k in KS}
         metrics["r_sum"] = _r_sum(results)
-        metrics["chance/r_sum"] = 2 * sum(sum(r.chance.values()) for r in results.values()) / len(results)
+        metrics["chance/r_sum"] = _chance_sum(results)
         if not final:
             return Evaluation(metrics)
         tables = [_recall_table(results), *self._extra_tables(collected, source)]
@@ -99,9 +99,13 @@ class RetrievalEvaluator:
                 found = {p: self._rank(collected, source, *p, suffix=f"@{steps}") for p in _pairs(source)}
                 mark = " (as trained)" if steps == self.model.think_steps else ""
                 rows.append((f"K = {steps}{mark}", *(r.recall[1] for r in found.values()), _r_sum(found)))
+            rows.append(("chance", *(r.chance[1] for r in found.values()), _chance_sum(found)))
             columns = ("thinking steps", *(f"{direction(*p)} R@1" for p in _pairs(source)), "R-Sum")
             yield Table(
-                "More or less thinking", columns, tuple(rows), "The same weights with another number of steps K."
+                "More or less thinking",
+                columns,
+                tuple(rows),
+                "The same weights with another number of steps K; queries and gallery as above.",
             )
         if "text+audio" in collected:
             stock = source.distinct("image")
@@ -112,8 +116,11 @@ class RetrievalEvaluator:
                 name: _judge(source, (collected[name], asked), (collected["image"], stock))
                 for name in ("text", "audio", "text+audio")
             }
-            rows = [(name, *(r.recall[k] for k in KS), r.queries) for name, r in found_by.items()]
-            columns = ("query", *(f"R@{k}" for k in KS), "queries")
+            rows = [
+                (name, *(r.recall[k] for k in KS), *(r.chance[k] for k in KS), r.queries, r.gallery)
+                for name, r in found_by.items()
+            ]
+            columns = ("query", *(f"R@{k}" for k in KS), *(f"chance R@{k}" for k in KS), "queries", "gallery")
             yield Table(
                 "One query, several senses: finding pictures", columns, tuple(rows), "Fused query: joint read-out."
             )
@@ -150,6 +157,11 @@ def _rows_with(source: FeatureSource, modality: Modality) -> np.ndarray:
 def _r_sum(results: Mapping[tuple[Modality, Modality], RetrievalResult]) -> float:
     """Mean over the pairs of modalities of R@1 + R@5 + R@10, summed over both directions; at most 600."""
     return 2 * sum(sum(result.recall[k] for k in KS) for result in results.values()) / len(results)
+
+
+def _chance_sum(results: Mapping[tuple[Modality, Modality], RetrievalResult]) -> float:
+    """R-Sum of a random order."""
+    return 2 * sum(sum(result.chance[k] for k in KS) for result in results.values()) / len(results)
 
 
 def _recall_table(results: Mapping[tuple[Modality, Modality], RetrievalResult]) -> Table:

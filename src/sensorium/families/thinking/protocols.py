@@ -14,7 +14,7 @@ from sensorium.data.items import Modality
 from sensorium.engine.contract import Table
 from sensorium.families.thinking.data import TEMPLATES, FeatureSource
 from sensorium.families.thinking.task import ThinkingTask
-from sensorium.metrics.retrieval import classification, retrieval_of_embeddings
+from sensorium.metrics.retrieval import chance_recall, classification, retrieval_of_embeddings
 
 KS, TOP = (1, 5, 10), (1, 5)
 NOUN: dict[Modality, str] = {"text": "text", "image": "picture", "audio": "sound"}
@@ -83,8 +83,10 @@ def reranked(
         order = np.lexsort((right_QK, -logits_QK.reshape(best_QK.shape)))
         after_QK = np.take_along_axis(right_QK, order, axis=1)
         numbers = [100 * float(right[:, :k].any(axis=1).mean()) for k in TOP for right in (right_QK, after_QK)]
-        lines.append((NOUN[query], NOUN[gallery], *numbers, len(asked)))
-    columns = ("query", "finds", *(f"R@{k}{after}" for k in TOP for after in ("", " re-ranked")), "queries")
+        chance = (chance_recall(source.groups[asked], source.groups[stock], k) for k in TOP)
+        lines.append((NOUN[query], NOUN[gallery], *numbers, *chance, len(asked), len(stock)))
+    found = (f"R@{k}{after}" for k in TOP for after in ("", " re-ranked"))
+    columns = ("query", "finds", *found, *(f"chance R@{k}" for k in TOP), "queries", "gallery")
     note = (
         f"The match head looks at the best {RERANKED} together with the query; at most {ASKED} queries, spread evenly."
     )
