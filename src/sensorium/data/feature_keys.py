@@ -16,6 +16,7 @@ from contextlib import closing
 from pathlib import Path
 
 from sensorium.errors import DataError
+from sensorium.files import make_folder, remove
 
 Content = str | Path
 _Stamp = tuple[int, int]  # size, mtime in nanoseconds
@@ -79,7 +80,7 @@ class ContentKeys:
         except sqlite3.OperationalError:
             pass  # busy or read-only: hashing again costs time, nothing else
         except sqlite3.DatabaseError:
-            self._memo.unlink(missing_ok=True)
+            remove(self._memo)
         return found
 
     def _remember(self, hashes: dict[str, tuple[_Stamp, str]]) -> None:
@@ -87,7 +88,7 @@ class ContentKeys:
         if self._memo is None or not rows:
             return
         try:
-            self._memo.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._memo.parent)
             with closing(sqlite3.connect(self._memo, timeout=30)) as memo, memo:
                 memo.execute(
                     "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, mtime_ns INT, sha256 TEXT)"
@@ -96,7 +97,7 @@ class ContentKeys:
         except sqlite3.OperationalError:
             pass  # as above
         except sqlite3.DatabaseError:
-            self._memo.unlink(missing_ok=True)
+            remove(self._memo)
 
 
 def _stamp(path: Path) -> _Stamp:

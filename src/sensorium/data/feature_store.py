@@ -7,7 +7,7 @@
       <namespace>/                        first 32 digits of sha256 of (identity, dtype)
         identity.json                     the identity in full, dtype; recorded: encoder's name, library versions
         <digest>.shard                    features of some hundred samples (feature_shards.py)
-        .tmp-*                            being written
+        .sensorium-tmp-*                  being written
 
 What is recorded is for people; it is no part of the namespace.
 """
@@ -31,11 +31,10 @@ from sensorium.data.feature_shards import (
     Entry,
     Shard,
     open_shard,
-    remove_leftovers,
-    write_file,
     write_shard,
 )
 from sensorium.errors import DataError
+from sensorium.files import new_file, open_file, remove, remove_leftovers
 
 Dtype = Literal["float16", "float32"]
 MEMO = "hashes.sqlite"
@@ -149,14 +148,12 @@ class FeatureStore:
         return list(prepared)
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Write one shard. Raises DataError if that is not possible."""
+        """Write one shard. Raises DiskError."""
         path = self.folder / IDENTITY
-        try:
-            if not path.is_file():
-                content = {**_named(self.identity, self.dtype), "recorded": self._recorded}
-                write_file(path, json.dumps(content, indent=1, allow_nan=False).encode())
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written ({error.strerror}); choose another SENSORIUM_CACHE") from error
+        if not path.is_file():
+            content = {**_named(self.identity, self.dtype), "recorded": self._recorded}
+            with new_file(path) as temporary, open_file(temporary, "w") as file:
+                json.dump(content, file, indent=1, allow_nan=False)
         shard = write_shard(self.folder, entries)
         self._refused.discard(shard.name)
         self._take(open_shard(shard))
@@ -175,7 +172,7 @@ class FeatureStore:
         """Delete temporary files of dead processes, and damaged shards."""
         remove_leftovers(self.folder)
         for name in self._refused:
-            (self.folder / name).unlink(missing_ok=True)
+            remove(self.folder / name)
         self._refused.clear()
 
     def _take(self, shard: Shard) -> None:

@@ -31,7 +31,7 @@ from sensorium.config import Section
 from sensorium.engine import checkpoint, rundir
 from sensorium.engine.contract import Saved
 from sensorium.errors import CheckpointError
-from sensorium.files import replacing
+from sensorium.files import make_folder, replacing
 
 FORMAT = 1
 _DAMAGE = (
@@ -106,7 +106,7 @@ def write_pt(saved: Saved, path: Path) -> None:
         "facts": rundir.read_json(saved.run / "facts.json")["facts"],
         "weights": content.weights,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as file:
         torch.save({**head.model_dump(), **body}, file)
 

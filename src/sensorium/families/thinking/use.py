@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -21,6 +20,7 @@ from sensorium.engine.contract import Hit, Host, Loaded
 from sensorium.errors import CheckpointError, ConfigError
 from sensorium.families.thinking.data import DataConfig, FeatureSource, collate, open_encoders, sources
 from sensorium.families.thinking.task import ThinkingTask
+from sensorium.files import new_folder, open_file, remove, write_json
 from sensorium.parts.encoders import Encoded, FrozenEncoder
 
 BATCH = 128  # rows embedded at once while the index is built
@@ -163,10 +163,8 @@ class Searcher:
         found = sources(self.loaded.config, Host())
         splits = [split for split in (found.train, found.val, found.test) if isinstance(split, FeatureSource)]
         items = [item for split in splits for item in split.items]
-        temporary = self._folder.with_name(f".{self._folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
         rows: dict[str, list[int]] = {}
+        vectors: dict[str, np.ndarray] = {}
         for modality in found.train.senses if isinstance(found.train, FeatureSource) else {}:
             parts, rows[modality], before = [], [], 0
             for split in splits:
@@ -174,11 +172,14 @@ class Searcher:
                 rows[modality] += (distinct + before).tolist()
                 parts += [self._embed(split, modality, distinct[i : i + BATCH]) for i in range(0, len(distinct), BATCH)]
                 before += len(split)
-            np.save(temporary / f"{modality}.npy", torch.cat(parts).numpy())
+            vectors[modality] = torch.cat(parts).numpy()
         content = {"digest": self.loaded.digest, "rows": rows, "items": [_describe(item) for item in items]}
-        (temporary / "index.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        shutil.rmtree(self._folder, ignore_errors=True)
-        temporary.rename(self._folder)
+        remove(self._folder)
+        with new_folder(self._folder) as folder:
+            for modality, array in vectors.items():
+                with open_file(folder / f"{modality}.npy", "wb") as file:
+                    np.save(file, array)
+            write_json(folder / "index.json", content)
 
     def _embed(self, split: FeatureSource, modality: Modality, rows: Sequence[int] | np.ndarray) -> Tensor:
         with torch.inference_mode():
