@@ -42,7 +42,7 @@ from sensorium.engine.settings import RunConfig
 from sensorium.engine.stages import Span, learnable, select, spans
 from sensorium.engine.tracking import Tracker
 from sensorium.errors import ConfigError, RunError
-from sensorium.files import write_json
+from sensorium.files import remove, write_json
 
 
 def train(
@@ -297,6 +297,7 @@ def _finish(run: Run, timings: dict[str, float], say: Say) -> Evaluation | None:
         if result is not None:
             name = checkpoint.folder_of(run.folder, step).name
             write_result(run.folder, Result("test", result, "test", step, name))
+        remove(run.folder / "report.html")  # of a shorter run: with the new summary and without a report it has no end
         write_json(run.folder / "summary.json", summary(run, timings))
         say(f"Report: {write_report(run.folder)}")
     run.backend.barrier()  # no process leaves while another still works

@@ -153,8 +153,13 @@ def _second_name(file: Path, name: Path) -> None:
 
 
 def finished(run: Path, step: int) -> bool:
-    """Whether the run was evaluated and summed up after this step: an earlier end of a run made longer is none."""
-    return (run / "summary.json").exists() and read_json(run / "summary.json").get("steps") == step
+    """Whether the run was evaluated, summed up and reported on after this step: an earlier end of a run made longer is
+    none."""
+    return (
+        (run / "summary.json").exists()
+        and (run / "report.html").exists()
+        and read_json(run / "summary.json").get("steps") == step
+    )
 
 
 def stored_config(run: Path) -> dict[str, Any]:
