@@ -96,7 +96,7 @@ def test_no_cut_makes_another_error(saved: Saved, tmp_path: Path) -> None:
         ({"model_state_dict": {"w": torch.ones(2)}}, "not a file that this program wrote"),
         ([1, 2], "not a file that this program wrote"),
         ({"format": 1, "checkpoint": {}}, "format 1; this version reads format 2"),
-        ({"format": 2, "checkpoint": {}}, "damaged at family: Field required"),
+        ({"format": 2, "checkpoint": {}}, "damaged at 'family': Field required"),
         (Path("/"), "damaged, or holds more than tensors and plain values"),
     ],
 )

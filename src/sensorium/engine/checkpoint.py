@@ -171,9 +171,9 @@ def check(folder: Path) -> Manifest:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's problems in one line."""
+    """The first of pydantic's problems in one line, whatever the name of the key."""
     problem = error.errors()[0]
-    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+    return f"{'.'.join(map(str, problem['loc']))[:60]!r}: {problem['msg']}"
 
 
 def prove(folder: Path, family: str) -> Manifest:
