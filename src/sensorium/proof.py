@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+_DEPTH = 100  # of what is ours
 _TAIL = b',\n "checksum": "%s"\n}\n'
 _TAIL_SIZE = len(_TAIL % (64 * b"0"))
 
@@ -60,9 +61,22 @@ def parse(data: bytes, *, infinite: bool = False) -> Any:
     """What a strict JSON text holds; ``infinite``: Infinity and -Infinity are numbers, too. Raises ValueError for NaN,
     for keys given twice, for another encoding than UTF-8 and for values nested too deeply to be ours."""
     try:
-        return (_INFINITE if infinite else _STRICT).decode(data.decode())
+        content = (_INFINITE if infinite else _STRICT).decode(data.decode())
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if data.count(b"[") + data.count(b"{") > _DEPTH:
+        _bound_depth(content)  # else whoever walks through it would meet the limit of the stack
+    return content
+
+
+def _bound_depth(content: Any) -> None:
+    level = [content]
+    for _ in range(_DEPTH):
+        children = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [child for some in children for child in some if isinstance(child, dict | list)]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
 
 
 def seal(content: Mapping[str, Any], *, indent: int | None = 1) -> bytes:
