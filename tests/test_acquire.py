@@ -239,8 +239,8 @@ if point == "settled":
 elif point == "recorded":
     acquire._tidy = stop
 elif point == "settling":
-    rename = Path.rename
-    Path.rename = lambda *paths: (rename(*paths), stop())
+    rename = acquire.archives.rename
+    acquire.archives.rename = lambda *paths: (rename(*paths), stop())
 source = Source("toy", "a toy", "CC0", (Remote("pack.zip", url, "zip", md5=md5),))
 acquire.acquire([source], Path(root), acquire.Choices(), Watch(print, move))
 """

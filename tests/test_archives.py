@@ -16,7 +16,7 @@ from packs import tarred, zipped
 from sensorium.data import archives
 from sensorium.data.catalog import Kind, Remote
 from sensorium.data.transfer import Watch
-from sensorium.errors import DataError
+from sensorium.errors import DataError, DiskError
 
 WATCH = Watch(lambda text: None, lambda what, done, total: None)
 TREE = {"set/a.txt": b"one", "set/deep/b.txt": b"two" * 1000, "c.jpg": b"three"}
@@ -120,7 +120,7 @@ def test_more_than_the_disk_holds_is_refused_before_a_byte_is_written(tmp_path: 
         member = special("big", tarfile.REGTYPE)
         member.size = 1 << 60
         content = gzip.compress(member.tobuf())
-    with pytest.raises(DataError, match=r"needs [\d,]+ bytes in .*, [\d,]+ are free"):
+    with pytest.raises(DiskError, match=r"needs [\d,]+ bytes in .*, [\d,]+ are free"):
         unpacked(tmp_path, remote(kind), content)
     assert list((tmp_path / "root" / "new").iterdir()) == []
 

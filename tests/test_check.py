@@ -187,8 +187,8 @@ def test_a_full_disk_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10_000, 9_000, 1_000))
     (problem,) = checked(tmp_path).problems
-    assert problem.startswith("4 checkpoints at once need 1")
-    assert f"free on {tmp_path}: 1 kB; make room" in problem
+    assert problem.startswith("a run that keeps 2 checkpoints, the best and the one being written, ")
+    assert problem.endswith(", 1,000 are free; make room or take another place")
 
 
 def test_too_little_memory_is_found_without_trying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -17,11 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from disks import Failing, on
 from PIL import Image
 
-from sensorium.data import feature_shards
+from sensorium import proof
 from sensorium.data.feature_keys import ContentKeys
-from sensorium.data.feature_shards import Entry, open_shard, remove_leftovers, write_shard
+from sensorium.data.feature_shards import Entry, open_shard, write_shard
 from sensorium.data.features import (
     FeatureStore,
     FillOptions,
@@ -31,7 +33,8 @@ from sensorium.data.features import (
     clear,
     default_root,
 )
-from sensorium.errors import DataError
+from sensorium.errors import DataError, DiskError
+from sensorium.files import TEMPORARY, disk, remove_leftovers
 from sensorium.parts.encoders import Encoded, EncoderOptions, FrozenEncoder, open_encoder
 
 TEXTS = [
@@ -291,12 +294,14 @@ import os, signal
 from pathlib import Path
 import numpy as np
 from sensorium.data.feature_shards import Entry, write_shard
-os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+from sensorium import files
+files.disk.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
 write_shard(Path({str(tmp_path)!r}), [Entry("ab" * 32, np.ones((2, 3)), np.ones(3))])
 """
     done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
     assert done.returncode == -signal.SIGKILL
-    assert [path.name[:5] for path in tmp_path.iterdir()] == [".tmp-"]
+    [left] = tmp_path.iterdir()
+    assert left.name.startswith(TEMPORARY)
     assert remove_leftovers(tmp_path) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -304,10 +309,10 @@ write_shard(Path({str(tmp_path)!r}), [Entry("ab" * 32, np.ones((2, 3)), np.ones(
 def test_a_temporary_that_is_being_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     removed = []
 
-    def between(descriptor: int) -> None:
+    def between(handle: int) -> None:
         removed.append(remove_leftovers(tmp_path))
 
-    monkeypatch.setattr(feature_shards.os, "fsync", between)
+    monkeypatch.setattr(disk, "fsync", between)
     path = write_shard(tmp_path, [Entry("ab" * 32, np.ones((2, 3)), np.ones(3))])
     assert removed == [0, 0]
     assert open_shard(path).keys == ("ab" * 32,)
@@ -365,9 +370,10 @@ def test_a_foreign_identity_is_refused(tmp_path: Path) -> None:
     assert content["identity"] == encoder.identity
     assert content["recorded"]["encoder"] == "counting"
     assert "torch" in content["recorded"]
-    path.write_text(json.dumps(content | {"recorded": {"torch": "9"}}))
+    del content["checksum"]
+    path.write_bytes(proof.seal(content | {"recorded": {"torch": "9"}}))
     assert len(FeatureStore(tmp_path, encoder.identity)) == len(TEXTS)  # versions are no part of the key
-    path.write_text(json.dumps(content | {"identity": {"weights": "others"}}))
+    path.write_bytes(proof.seal(content | {"identity": {"weights": "others"}}))
     with pytest.raises(DataError, match="belongs to another encoder"):
         FeatureStore(tmp_path, encoder.identity)
     path.write_text("{")
@@ -425,12 +431,9 @@ def test_a_path_given_as_text_is_a_mistake_of_the_caller(files: dict[str, list[A
         cached(opened("image"), [str(files["image"][0])], tmp_path / "cache")
 
 
-def test_no_space_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(feature_shards.os, "fsync", full)
-    with pytest.raises(DataError, match=r"No space left on device.*SENSORIUM_CACHE"):
+def test_no_space_is_said(tmp_path: Path) -> None:
+    match = rf"^{tmp_path}: cannot be written: No space left on device .*SENSORIUM_CACHE"
+    with on(Failing(errno.ENOSPC, ("fsync",))), pytest.raises(DiskError, match=match):
         write_shard(tmp_path, [Entry("ab" * 32, np.ones((2, 3)), np.ones(3))])
     assert list(tmp_path.iterdir()) == []
 

@@ -85,6 +85,41 @@ def own_paths(name: str, text: str) -> Iterator[str]:
             yield f"{name}:{number}: {found[0]} is a path of one machine"
 
 
+CHANGES_FILES = re.compile(
+    "rename|unlink|remove|rmdir|mkdir|makedirs|rmtree|link|hardlink_to|symlink|symlink_to|touch|write_text|write_bytes|"
+    "fsync|ftruncate|copy2|copyfile|copytree|mkdtemp|mkstemp|save_file"
+)
+
+
+def past_the_disk(name: str, text: str) -> Iterator[str]:
+    """Whatever changes files goes through ``sensorium.files``, where a test can kill the process or fill the disk."""
+    if not name.startswith("src/sensorium/") or name in PAST_THE_DISK:
+        return
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        owner = node.func.value if isinstance(node.func, ast.Attribute) else None
+        ours = isinstance(node.func, ast.Name)  # a function of that name from `sensorium.files`
+        modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+        opens = called == "open" and any(re.fullmatch(r"[rbt]*[wax+][bt+]*|r[bt]*\+[bt]*", mode) for mode in modes)
+        replaces = called == "replace" and owner is not None and len(node.args) == 1 and not node.keywords
+        if opens or replaces or (CHANGES_FILES.fullmatch(called) and not ours and not _of_a_list(node)):
+            yield f"{name}:{node.lineno}: {called} changes files; use sensorium.files"
+
+
+def _of_a_list(node: ast.Call) -> bool:
+    """``stages.remove(x)``, as opposed to ``os.remove(x)``."""
+    assert isinstance(node.func, ast.Attribute)
+    return node.func.attr == "remove" and getattr(node.func.value, "id", "") != "os"
+
+
+PAST_THE_DISK = (
+    "src/sensorium/files.py",
+    "src/sensorium/docs_config.py",  # for developers: writes the one page of documentation
+    "src/sensorium/engine/check_memory.py",  # a switch of the kernel
+)
+
 BROKEN: list[tuple[Check, str]] = [
     (long_files, "x = 1\n" * 401),
     (long_functions, "class A:\n    def f():\n" + "        x = 1\n" * 50),
@@ -98,6 +133,12 @@ BROKEN: list[tuple[Check, str]] = [
     (blind_handlers, "try: ...\nexcept Exception as error:\n    raise ValueError from error"),
     (unfinished, "x = 1  # TO" + "DO later"),
     (own_paths, "path = '/wo" + "rk/data'"),
+    (past_the_disk, "path.open('wb')"),
+    (past_the_disk, "open(path, 'a+')"),
+    (past_the_disk, "path.replace(target)"),
+    (past_the_disk, "shutil.rmtree(folder)"),
+    (past_the_disk, "os.remove(path)"),
+    (past_the_disk, "path.write_text('x')"),
 ]
 ALLOWED: list[tuple[Check, str]] = [
     (long_files, "x = 1\n" * 400),
@@ -107,6 +148,10 @@ ALLOWED: list[tuple[Check, str]] = [
     (blind_handlers, "try: ...\nexcept (OSError, errors.Exceptional): ..."),
     (blind_handlers, "try: ...\nexcept BaseException:\n    close()\n    raise"),
     (own_paths, "path = 'frame/work/data'"),
+    (past_the_disk, "path.open('rb')"),
+    (past_the_disk, "text.replace('a', 'w')"),
+    (past_the_disk, "remove(path)"),
+    (past_the_disk, "open_file(path, 'wb')"),
 ]
 CHECKS = list(dict.fromkeys(check for check, _ in BROKEN))
 OVER_ALL_TEXTS = (unfinished, own_paths)
@@ -122,12 +167,12 @@ def test_the_sources_keep_the_limit(check: Check) -> None:
 
 @pytest.mark.parametrize(("check", "text"), BROKEN, ids=[check.__name__ for check, _ in BROKEN])
 def test_a_broken_limit_is_found(check: Check, text: str) -> None:
-    assert list(check("bad.py", text))
+    assert list(check("src/sensorium/bad.py", text))
 
 
 @pytest.mark.parametrize(("check", "text"), ALLOWED, ids=[check.__name__ for check, _ in ALLOWED])
 def test_what_is_allowed_is_not_found(check: Check, text: str) -> None:
-    assert not list(check("good.py", text))
+    assert not list(check("src/sensorium/good.py", text))
 
 
 def test_the_command_line_may_have_an_option_a_parameter() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from disks import Failing, on
 from PIL import Image
 
 from sensorium.data import readers
 from sensorium.data.items import DataSet, Item
 from sensorium.data.manage import Report, import_dataset, verify_dataset
-from sensorium.errors import DataError
+from sensorium.errors import DataError, DiskError
 
 
 @pytest.fixture
@@ -140,16 +142,12 @@ def test_an_import_never_overwrites(dataset: DataSet, tmp_path: Path) -> None:
     assert sorted(target.rglob("*")) == before
 
 
-def test_a_failed_import_leaves_nothing(dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_import_leaves_nothing(dataset: DataSet, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 files are missing \(first: .*3\.png\); nothing was written"):
         import_dataset(_missing(dataset), tmp_path / "new" / "native")
     assert not (tmp_path / "new").exists()
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device", "x")
-
     Image.new("RGB", (4, 4)).save(dataset.root / "pictures" / "3.png")
-    monkeypatch.setattr("shutil.copyfile", full)
-    with pytest.raises(DataError, match=r"cannot be written \(No space left"):
+    with on(Failing(errno.ENOSPC, ("write",))), pytest.raises(DiskError, match="cannot be written: No space left"):
         import_dataset(dataset, tmp_path / "new" / "native", copy=True)
     assert list((tmp_path / "new").iterdir()) == []

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from disks import Full, on
 from helpers import TOY, toy_config
 
-from sensorium.engine import checkpoint, loop, portable, rundir
+from sensorium.engine import checkpoint, loop, rundir
 from sensorium.engine.contract import Saved
 from sensorium.engine.portable import find_native, read_pt, write_pt
-from sensorium.errors import CheckpointError
+from sensorium.errors import CheckpointError, DiskError
 
 EACH_STEP = {"train": {"steps": 3}, "checkpoint": {"every_steps": 1, "keep": 9}}
 
@@ -114,19 +115,13 @@ def test_no_file_and_a_folder_are_said(tmp_path: Path) -> None:
         read_pt(tmp_path)
 
 
-def test_a_failed_write_leaves_the_old_file(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(saved: Saved, tmp_path: Path) -> None:
     path = tmp_path / "best.pt"
     write_pt(saved, path)
     before = path.read_bytes()
 
-    def torn(content: Any, file: Any) -> None:
-        file.write(b"half")
-        raise OSError("disk full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(portable.torch, "save", torn)
-        with pytest.raises(OSError, match="disk full"):
-            write_pt(replace(saved, step=3), path)
+    with on(Full(1000)), pytest.raises(DiskError, match=r"best\.pt: cannot be written: No space left"):
+        write_pt(replace(saved, step=3), path)
     assert path.read_bytes() == before
 
 

@@ -16,7 +16,7 @@ from http_server import Fault, Page, Server, serve
 from sensorium.data import transfer
 from sensorium.data.catalog import Remote
 from sensorium.data.transfer import BLOCK, Patience, Watch
-from sensorium.errors import DataError
+from sensorium.errors import DataError, DiskError
 
 BODY = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(300_000)
@@ -212,7 +212,7 @@ def test_another_size_than_the_published_one_is_refused_before_the_first_byte(cl
 
 def test_a_file_larger_than_the_disk_is_refused_before_the_first_byte(client: Client) -> None:
     client.server.pages["/data.bin"] = Page(BODY, faults=[Fault(declare=10**18)])
-    with pytest.raises(DataError, match=r"data\.bin needs 1,000,000,000,000,000,000 bytes in"):
+    with pytest.raises(DiskError, match=r"data\.bin needs 1,000,000,000,000,000,000 bytes in"):
         client.fetch()
     assert "data.bin.part" not in client.files()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from sensorium.engine.report import write_report
 from sensorium.engine.results import FOLDER
 from sensorium.engine.tables import print_evaluation, print_table
 from sensorium.errors import ConfigError
+from sensorium.files import copy_file
 from sensorium.use import load
 
 PACKAGED = {
@@ -55,7 +55,7 @@ def run_demo(data: str, languages: Sequence[str], run: Path, seed: int, override
     begun = time.monotonic()
     heads = run / "linear_heads"
     results["linear heads"] = _tested(loop.train(family, probe, heads, quiet=True), heads)
-    shutil.copyfile(heads / FOLDER / "test.json", run / FOLDER / "linear_heads.json")
+    copy_file(heads / FOLDER / "test.json", run / FOLDER / "linear_heads.json")
     seconds = {**rundir.read_json(run / "summary.json")["seconds"], "linear heads": time.monotonic() - begun}
     print_evaluation(results["thinking"])
     print_table(_comparison(results))

@@ -33,6 +33,12 @@ class RunError(SensoriumError):
     exit_code = 1
 
 
+class DiskError(SensoriumError):
+    """The disk is full, read-only, gone or failing; what was complete on it stays."""
+
+    exit_code = 3
+
+
 def shown(command: Callable[[], object]) -> None:
     """Run a command; errors of ours become one line on standard error and an exit code."""
     try:

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from sensorium import config as configuration
 from sensorium import proof
@@ -77,10 +76,7 @@ def write_weights(folder: Path, loaded: Loaded) -> Path:
     weights = session.weights_of(loaded.task, learnable(loaded.task))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     path = folder / WEIGHTS
-    save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors gives 0600
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    checkpoint.write_tensors(path, tensors, {"format": "pt"})
     return path
 
 

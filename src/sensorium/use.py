@@ -14,10 +14,10 @@ from typing import Any
 
 from sensorium import config as configuration
 from sensorium import exported, families
-from sensorium.data.files import new_folder
 from sensorium.engine import rundir, session
 from sensorium.engine.contract import Family, Loaded
 from sensorium.errors import CheckpointError, ConfigError
+from sensorium.files import new_folder, remove
 
 
 def load(run: str | Path, checkpoint: str = "best", data: Mapping[str, Any] | None = None) -> Any:
@@ -58,7 +58,7 @@ def export(run: Path, form: str, checkpoint: str = "best", out: Path | None = No
             return target, family.exports[form](loaded, temporary)
     finally:
         if new_parent and target.parent.is_dir() and not any(target.parent.iterdir()):
-            target.parent.rmdir()  # nothing was exported: leave nothing behind
+            remove(target.parent)  # nothing was exported: leave nothing behind
 
 
 def family_of(folder: Path) -> Family:

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,8 +36,8 @@ from sensorium.data.transfer import (
     state_file,
     statement,
 )
-from sensorium.errors import DataError
-from sensorium.files import write_json
+from sensorium.errors import DataError, DiskError
+from sensorium.files import link_or_copy, make_folder, open_file, remove, write_json
 
 MANIFEST, ARCHIVES, LOCK = ".sensorium-download.json", "archives", ".sensorium-download.lock"
 
@@ -144,13 +144,14 @@ def _archive(remote: Remote, root: Path, choices: Choices, watch: Watch) -> tupl
     """The whole and proved file, and what it is."""
     if choices.copies and (path := choices.copies / remote.name).is_file():
         return path, check_copy(remote, path, watch)
-    (root / ARCHIVES).mkdir(exist_ok=True)
+    make_folder(root / ARCHIVES)
     return fetch(remote, root / ARCHIVES, choices.patience, watch)
 
 
 def _fill(remote: Remote, path: Path, folder: Path, watch: Watch) -> None:
     if remote.kind == "file":
-        archives.link_or_copy(path, folder / remote.folder / remote.name)
+        make_folder(folder / remote.folder)
+        link_or_copy(path, folder / remote.folder / remote.name)
         return
     try:
         archives.unpack(remote, path, folder, watch)
@@ -164,13 +165,13 @@ def _fill(remote: Remote, path: Path, folder: Path, watch: Watch) -> None:
 @contextmanager
 def _unpacking(folder: Path) -> Iterator[Path]:
     """A new folder for the time being; one that a killed process left is thrown away."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir()
+    remove(folder)
+    make_folder(folder)
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(DiskError):
+            remove(folder)
 
 
 def _tidy(remote: Remote, folder: Path, keep: bool) -> None:
@@ -178,10 +179,10 @@ def _tidy(remote: Remote, folder: Path, keep: bool) -> None:
     path = folder / remote.name
     if state_file(path).exists():
         if not keep or remote.kind == "file":
-            path.unlink(missing_ok=True)
+            remove(path)
         for left in (f"{path.name}.part", f"{path.name}.bad", f".{path.name}.state.tmp"):
-            path.with_name(left).unlink(missing_ok=True)
-        state_file(path).unlink()
+            remove(path.with_name(left))
+        remove(state_file(path))
 
 
 def _record(job: Job, digest: Digest, content: dict[str, int]) -> dict[str, Any]:
@@ -230,12 +231,8 @@ def _read_manifest(root: Path) -> dict[str, dict[str, Any]]:
 def _locked(root: Path) -> Iterator[None]:
     """Own ``root`` until the block ends; the lock goes with the process, however it ends."""
     made, path = not root.exists(), root / LOCK
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = path.open("a")
-    except OSError as error:
-        raise DataError(f"{root}: cannot be written ({error.strerror})") from error
-    with lock:
+    make_folder(root)
+    with open_file(path, "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             ours = os.path.samestat(path.stat(), os.fstat(lock.fileno()))  # not one that its owner has just removed
@@ -246,7 +243,7 @@ def _locked(root: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            remove(path)
             for folder in (root / ARCHIVES, root) if made else (root / ARCHIVES,):
                 if folder.is_dir() and not any(folder.iterdir()):  # nothing came, or nothing is left
-                    folder.rmdir()
+                    remove(folder)

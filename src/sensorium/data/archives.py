@@ -17,8 +17,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 from sensorium.data.catalog import Remote
-from sensorium.data.transfer import BLOCK, Watch, require_space
+from sensorium.data.transfer import BLOCK, Watch
 from sensorium.errors import DataError
+from sensorium.files import make_folder, open_file, rename, require_space, told
 
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, UnicodeError)
 
@@ -111,8 +112,8 @@ def _untar(remote: Remote, archive: Path, folder: Path, watch: Watch) -> None:
 
 def _write(content: IO[bytes], target: Path, size: int) -> int:
     """The number of bytes. Only plain files are ever made in a new folder, so no path in it can lead elsewhere."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with content, target.open("xb") as file:
+    make_folder(target.parent)
+    with content, told(target), open_file(target, "xb") as file:
         shutil.copyfileobj(content, file, BLOCK)
         if file.tell() != size:
             raise EOFError(f"{target.name} has {file.tell():,} of {size:,} bytes")
@@ -146,7 +147,7 @@ def settle(source: Path, root: Path) -> None:
             "another --root"
         )
     for found, target in moves:
-        found.rename(target)
+        rename(found, target)
 
 
 def _moves(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
@@ -159,12 +160,3 @@ def _moves(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
             yield from _moves(found, place)
         elif not (found.is_file() and place.is_file() and filecmp.cmp(found, place, shallow=False)):
             yield found, place
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """The same file under a second name; a copy where the file system has no links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)

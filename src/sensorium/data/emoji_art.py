@@ -8,8 +8,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, features
 
 from sensorium.data.emoji_names import key
-from sensorium.data.files import cache_folder, new_file, package_folder, package_version
+from sensorium.data.files import cache_folder, package_folder, package_version
 from sensorium.errors import DataError
+from sensorium.files import new_file, remove_leftovers
 
 ART = {
     "twemoji": "CC BY 4.0, Twitter and other contributors",
@@ -44,6 +45,7 @@ def _openmoji(chars: Sequence[str]) -> dict[str, Path]:
         if not features.check("raqm"):  # without it, joined emoji would fall apart into their parts
             raise DataError("OpenMoji needs a Pillow with Raqm (its own wheels have it); or leave out art=openmoji")
         font = ImageFont.truetype(package / "font" / "glyf_colr0.ttf", _FONT_SIZE, layout_engine=ImageFont.Layout.RAQM)
+        remove_leftovers(folder)
         for one, path in missing.items():
             with new_file(path) as temporary:
                 _draw(one, font).save(temporary)

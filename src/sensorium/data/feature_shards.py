@@ -16,13 +16,11 @@ writer holds a lock (flock) on its temporary file; the kernel frees it when the 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import stat
 import struct
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,12 +30,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sensorium import proof
-from sensorium.errors import DataError
-from sensorium.files import sync_folder
+from sensorium.errors import DataError, DiskError
+from sensorium.files import new_file, open_file
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SUFFIX = ".shard"
-TEMPORARY = ".tmp-"
 _MAGIC = b"SENSFEA1"
 _FIXED = struct.Struct("<8sQQ32s")
 _ALIGN = 64
@@ -144,7 +141,7 @@ def _parsed(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def write_shard(folder: Path, entries: Sequence[Entry]) -> Path:
-    """A new shard with these entries (one dtype, one width). Raises DataError if it cannot be written."""
+    """A new shard with these entries (one dtype, one width). Raises DiskError."""
     pooled = np.stack([entry.pooled for entry in entries])
     tokens = np.concatenate([entry.tokens for entry in entries])
     body = np.ascontiguousarray(pooled).tobytes() + np.ascontiguousarray(tokens).tobytes()
@@ -159,12 +156,10 @@ def write_shard(folder: Path, entries: Sequence[Entry]) -> Path:
     # Named by what it holds: the same shard written twice is one file.
     path = folder / f"{hashlib.sha256(index + digest.encode()).hexdigest()[:24]}{SUFFIX}"
     try:
-        _write_whole(path, [fixed, head, index, gap, body])
-    except OSError as error:
-        raise DataError(
-            f"feature cache {folder}: a shard of {len(body):,} bytes cannot be written ({error.strerror}); free some "
-            "space or choose another folder with SENSORIUM_CACHE"
-        ) from error
+        with new_file(path) as temporary, open_file(temporary, "wb") as file:
+            file.writelines([fixed, head, index, gap, body])
+    except DiskError as error:
+        raise DiskError(f"{error}; SENSORIUM_CACHE names the place of the feature cache") from error
     return path
 
 
@@ -177,42 +172,3 @@ def _read(file: BinaryIO, size: int) -> bytes:
     if len(data) != size:
         raise struct.error("cut off")
     return data
-
-
-def _write_whole(path: Path, parts: Sequence[bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
-    try:
-        with temporary.open("xb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if os.fstat(file.fileno()).st_nlink == 0:  # another process tidied up before the lock was held
-                return _write_whole(path, parts)
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """A small file that appears whole or not at all. Raises OSError."""
-    _write_whole(path, [data])
-
-
-def remove_leftovers(folder: Path) -> int:
-    """Deletes temporary files that no live process writes; says how many."""
-    removed = 0
-    for path in folder.glob(f"{TEMPORARY}*"):
-        if not path.is_file():  # not ours
-            continue
-        try:
-            with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-                removed += 1
-        except (BlockingIOError, FileNotFoundError):
-            continue  # in use, or just finished
-    return removed

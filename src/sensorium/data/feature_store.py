@@ -8,7 +8,7 @@
         identity.json                     sealed (proof.py): the identity in full, dtype; recorded: encoder's name,
                                           library versions
         <digest>.shard                    features of some hundred samples (feature_shards.py)
-        .tmp-*                            being written
+        .sensorium-tmp-*                  being written
 
 What is recorded is for people; it is no part of the namespace.
 """
@@ -33,11 +33,10 @@ from sensorium.data.feature_shards import (
     Entry,
     Shard,
     open_shard,
-    remove_leftovers,
-    write_file,
     write_shard,
 )
 from sensorium.errors import DataError
+from sensorium.files import new_file, open_file, remove, remove_leftovers
 
 Dtype = Literal["float16", "float32"]
 MEMO = "hashes.sqlite"
@@ -59,8 +58,8 @@ class FeatureStore:
     """The features of one encoder in one dtype.
 
     ``identity``: JSON values that decide the features (``Encoder.identity``), among them ``width``, ``pooled_width``
-    and ``has_vector``. ``recorded``: what else to note beside
-    it. ``say``: receives one line for each damaged shard, and for a damaged memo. Raises DataError if the folder holds another identity.
+    and ``has_vector``. ``recorded``: what else to note beside it. ``say``: receives one line for each damaged shard and
+    for a damaged memo. Raises DataError if the folder holds another identity, or a damaged one.
     """
 
     def __init__(
@@ -152,7 +151,7 @@ class FeatureStore:
         return list(prepared)
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Write one shard. Raises DataError if that is not possible."""
+        """Write one shard. Raises DiskError."""
         self._write_identity()
         shard = write_shard(self.folder, entries)
         self._refused.discard(shard.name)
@@ -173,21 +172,18 @@ class FeatureStore:
         remove_leftovers(self.folder)
         for name in sorted(self._refused):
             path = self.folder / name
-            if path.is_dir() and not path.is_symlink():
-                continue  # no shard of ours, whatever it is called
-            path.unlink(missing_ok=True)
-            self._refused.discard(name)
+            if path.is_symlink() or not path.is_dir():  # a folder is no shard of ours, whatever it is called
+                remove(path)
+                self._refused.discard(name)
         if self._shards:
             self._write_identity()
 
     def _write_identity(self) -> None:
         path = self.folder / IDENTITY
-        try:
-            if not path.is_file():
-                content = {**_named(self.identity, self.dtype), "format": _SEALED, "recorded": self._recorded}
-                write_file(path, proof.seal(content))
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written ({error.strerror}); choose another SENSORIUM_CACHE") from error
+        if not path.is_file():
+            content = {**_named(self.identity, self.dtype), "format": _SEALED, "recorded": self._recorded}
+            with new_file(path) as temporary, open_file(temporary, "wb") as file:
+                file.write(proof.seal(content))
 
     def _fitting(self, shard: Shard) -> Shard:
         head = shard.head

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from sensorium.data.feature_keys import Content, ContentKeys
 from sensorium.data.feature_shards import SUFFIX, open_shard
 from sensorium.data.feature_store import IDENTITY, MEMO, Features, FeatureStore, namespace, read_identity
 from sensorium.errors import DataError
+from sensorium.files import remove, rename
 
 __all__ = [
     "Encoder",
@@ -186,9 +186,9 @@ def clear(root: Path, name: str | None = None) -> int:
     freed = 0
     for folder in [folders[name]] if name is not None else folders.values():
         freed += sum(path.stat().st_size for path in folder.iterdir())
-        folder.rename(root / f"{_CLEARED}{uuid.uuid4().hex}")
+        rename(folder, root / f"{_CLEARED}{uuid.uuid4().hex}")
     for leftover in root.glob(f"{_CLEARED}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        remove(leftover)
     if name is None:
-        (root / MEMO).unlink(missing_ok=True)
+        remove(root / MEMO)
     return freed

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from sensorium.data.files import new_folder
 from sensorium.data.items import SPLITS, DataSet, Item, Split
 from sensorium.data.media import load_audio, load_image
 from sensorium.data.readers import flickr8k, native
 from sensorium.errors import DataError
+from sensorium.files import copy_file, make_folder, new_folder, symlink
 
 Progress = Callable[[int, int], None]
 """Called with what is done and the whole."""
@@ -150,17 +149,14 @@ def import_dataset(dataset: DataSet, target: Path, copy: bool = False) -> Path:
         raise DataError(f"{dataset.name}: {len(missing)} files are missing (first: {missing[0]}); nothing was written")
     paths = _relative_paths(media)
     with new_folder(target) as folder:
-        try:
-            for path, relative in paths.items():
-                place = folder / relative
-                place.parent.mkdir(parents=True, exist_ok=True)
-                if copy:
-                    shutil.copyfile(path, place)
-                else:
-                    place.symlink_to(path.absolute())
-            native.write(folder, dataset, paths)
-        except OSError as error:
-            raise DataError(f"{target}: cannot be written ({error.strerror}: {error.filename})") from error
+        for path, relative in paths.items():
+            place = folder / relative
+            make_folder(place.parent)
+            if copy:
+                copy_file(path, place)
+            else:
+                symlink(path, place)
+        native.write(folder, dataset, paths)
     return target
 
 

@@ -23,9 +23,10 @@ import numpy as np
 import soundfile
 import soxr
 
-from sensorium.data.files import new_file, package_folder, package_version
+from sensorium.data.files import package_folder, package_version
 from sensorium.data.grouping import draw
-from sensorium.errors import DataError
+from sensorium.errors import DataError, DiskError
+from sensorium.files import make_folder, new_file, remove_leftovers
 
 RATE = 16000
 _PACKAGE, _DISTRIBUTION = "espeakng_loader", "espeakng-loader"
@@ -82,7 +83,8 @@ def speak(utterances: Sequence[Utterance], folder: Path, workers: int | None = N
     paths = [folder.absolute() / _file_name(one, version) for one in utterances]
     wanted = {path: one for path, one in zip(paths, utterances, strict=True) if not _is_there(path)}
     if wanted:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+        remove_leftovers(folder)
         jobs = [{"path": str(path), **asdict(one)} for path, one in wanted.items()]
         count = workers or min(os.cpu_count() or 1, 1 + len(jobs) // _TEXTS_PER_PROCESS)
         package = package_folder(_PACKAGE)
@@ -206,7 +208,7 @@ def _main() -> int:
     order = json.load(sys.stdin)
     try:
         _say_all(Path(order["package"]), order["jobs"])
-    except (DataError, OSError) as error:
+    except (DataError, DiskError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -11,9 +11,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import os
 import re
-import shutil
 import ssl
 import time
 import urllib.error
@@ -25,7 +23,7 @@ from typing import Any, cast
 
 from sensorium.data.catalog import Remote
 from sensorium.errors import DataError
-from sensorium.files import sync_folder, write_json
+from sensorium.files import open_file, remove, rename, require_space, sync, told, write_json
 
 BLOCK = 1 << 20
 _LONGEST_PAUSE = 60.0  # seconds
@@ -103,8 +101,7 @@ def fetch(remote: Remote, folder: Path, patience: Patience, watch: Watch) -> tup
         raise DataError(f"{remote.url}: {problem}; set aside as {set_aside(part, path)}, nothing else was kept")
     state = _read_state(path)
     write_json(state_file(path), asdict(_State(state.url, state.validator, digest.bytes, digest.sha256)))
-    part.replace(path)
-    sync_folder(folder)
+    rename(part, path)
     watch.say(f"{remote.name}: {statement(remote, digest)}")
     return path, digest
 
@@ -120,8 +117,8 @@ def statement(remote: Remote, digest: Digest) -> str:
 def set_aside(found: Path, path: Path) -> Path:
     """Call ``found``, which should have been ``path``, ``NAME.bad``, and forget where it came from."""
     bad = path.with_name(f"{path.name}.bad")
-    found.replace(bad)
-    state_file(path).unlink(missing_ok=True)
+    rename(found, bad)
+    remove(state_file(path))
     return bad
 
 
@@ -272,13 +269,10 @@ def _receive(remote: Remote, path: Path, response: http.client.HTTPResponse, sta
     write_json(state_file(path), asdict(_State(remote.url, validator, total)))
     response.length = None  # read to the true end: a body longer than declared would be cut without a word
     part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("ab") as file:
+    with told(part):
+        with open_file(part, "ab") as file:
             _copy(remote.name, response, file, start, total, watch)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise DataError(f"{part}: cannot be written ({error.strerror})") from error
+        sync(part)
     if total is not None and _size(part) > total:
         _forget(path)
         raise DataError(f"{remote.url}: the server sent more than the {total:,} bytes that it declared")
@@ -316,13 +310,6 @@ def _range(headers: Any) -> tuple[int | None, int | None]:
     return (int(first) if first else None), (int(total) if total and total != "*" else None)
 
 
-def require_space(folder: Path, size: int, what: str) -> None:
-    """Raise DataError when the disk of ``folder`` has fewer than ``size`` bytes left."""
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise DataError(f"{what} needs {size:,} bytes in {folder}, {free:,} are free; make room or take another --root")
-
-
 def state_file(path: Path) -> Path:
     """Where it is written what is known of a download."""
     return path.with_name(f"{path.name}.state")
@@ -337,8 +324,8 @@ def _read_state(path: Path) -> _State:
 
 
 def _forget(path: Path) -> None:
-    path.with_name(f"{path.name}.part").unlink(missing_ok=True)
-    state_file(path).unlink(missing_ok=True)
+    remove(path.with_name(f"{path.name}.part"))
+    remove(state_file(path))
 
 
 def _size(path: Path) -> int:

@@ -6,7 +6,6 @@ last one to three; what a trial costs is read from the files that every run leav
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from sensorium.engine.contract import Batch, Example, Family, Source, Sources, S
 from sensorium.engine.files import read_lines
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import RunError
+from sensorium.files import remove
 
 GPU_TOLERANCE = 1e-3  # of the loss: kernels that add in a varying order differ by less, forgotten draws by more
 
@@ -139,8 +139,8 @@ def resume_difference(trials: Trials, trial: Trial) -> Difference | None:
     """Do the last step again from the checkpoint before it, as after a kill; None when nothing differs."""
     last = checkpoint.folder_of(trial.folder, trial.steps)
     first, lines = checkpoint.load(last, trials.family.name), (trial.folder / "metrics.jsonl").read_bytes()
-    shutil.rmtree(last)
-    (trial.folder / "summary.json").unlink()
+    remove(last)
+    remove(trial.folder / "summary.json")
     trials.train(trial.folder.name, trial.batch_size, resume=True)
     again = checkpoint.load(last, trials.family.name)
     small = trials.device.type == "cuda" and _last_losses_agree(trial)

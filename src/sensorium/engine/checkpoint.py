@@ -13,11 +13,10 @@ with a dot is unfinished or on its way out and is removed by the next save.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from torch import Tensor
 from sensorium import proof
 from sensorium.config import Section
 from sensorium.errors import CheckpointError
-from sensorium.files import sync_folder, write_file
+from sensorium.files import make_folder, remove, rename, require_space, write_by_library, write_file
 
 FORMAT = 2
 _PREFIX = "step_"
@@ -79,51 +78,64 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
+def require_room(run: Path, size: int, keep: int) -> None:
+    """Raise DiskError when the checkpoints of a run, of ``size`` bytes each, will not all find room: the newest
+    ``keep``, the best, and the one that is being written."""
+    there = sum(file.stat().st_size for file in (run / "checkpoints").rglob("*") if file.is_file())
+    what = f"a run that keeps {keep} checkpoints, the best and the one being written, {size:,} bytes each,"
+    require_space(run, max(0, (keep + 2) * size - there), what)
+
+
 def save(run: Path, family: str, step: int, content: Content) -> Path:
     """Write the checkpoint of ``step`` and return its folder."""
     target = folder_of(run, step)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     clear_leftovers(run)
     temporary = target.with_name(f".{target.name}.tmp")
-    temporary.mkdir()
+    make_folder(temporary)
     # Copies: tied weights share their memory, which the format refuses.
     weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in content.weights.items()}
-    save_file(weights, temporary / WEIGHTS)
-    save_file(content.optimizer, temporary / OPTIMIZER)
-    (temporary / STATE).write_text(json.dumps(content.state, indent=1))
+    write_tensors(temporary / WEIGHTS, weights)
+    write_tensors(temporary / OPTIMIZER, content.optimizer)
+    write_file(temporary / STATE, json.dumps(content.state, indent=1).encode())
     files = {}
     for name in (WEIGHTS, OPTIMIZER, STATE):
-        with (temporary / name).open("rb+") as file:
-            os.fsync(file.fileno())
+        with (temporary / name).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         files[name] = File(size=(temporary / name).stat().st_size, sha256=sha256)
     record = Manifest(format=FORMAT, family=family, step=step, frozen=content.frozen, files=files)
     write_file(temporary / MANIFEST, proof.seal(record.model_dump()))
     if os.path.lexists(target):  # same step again, after a resume from an older checkpoint
-        remove(target)
-    temporary.rename(target)
-    sync_folder(target.parent)
+        drop(target)
+    rename(temporary, target)
     return target
 
 
-def remove(folder: Path) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a new safetensors file. Raises DiskError."""
+
+    def write(path: Path) -> None:
+        try:
+            save_file(tensors, path, metadata)
+        except SafetensorError as error:
+            if (found := re.search(r"os error (\d+)", str(error))) is None:
+                raise
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        path.chmod(0o644)  # the library gives 0600
+
+    write_by_library(path, write)
+
+
+def drop(folder: Path) -> None:
     """Rename away first: a half-deleted folder must not look like a checkpoint."""
     doomed = folder.with_name(f".{folder.name}.old")
-    folder.rename(doomed)
-    _delete(doomed)
+    rename(folder, doomed)
+    remove(doomed)
 
 
 def clear_leftovers(run: Path) -> None:
     for folder in (run / "checkpoints").glob(f".{_PREFIX}*"):
-        _delete(folder)
-
-
-def _delete(path: Path) -> None:
-    """A folder, or what damage put in its place."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+        remove(folder)
 
 
 def named(run: Path) -> list[Path]:
@@ -235,5 +247,4 @@ def prune(run: Path, keep: int, best: int | None, newest: int) -> None:
     folders = [f for f in named(run) if f <= folder_of(run, newest)]
     for folder in folders[:-keep]:
         if best is None or folder != folder_of(run, best):
-            with contextlib.suppress(FileNotFoundError):
-                remove(folder)
+            drop(folder)

@@ -13,9 +13,8 @@ process of a run decides, and the main process alone touches files.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +24,7 @@ from sensorium.engine import checkpoint, launch, loop, portable, rundir, session
 from sensorium.engine.contract import Evaluation, Family, Listener, Saved
 from sensorium.engine.settings import RunConfig, config_class
 from sensorium.errors import CheckpointError, ConfigError
+from sensorium.files import remove, rename
 
 
 class Files(Protocol):
@@ -151,15 +151,15 @@ def _making_room(run: Path, files: Files) -> Iterator[None]:
         yield
     except BaseException:
         if aside is not None and not run.exists():
-            aside.rename(run)
+            rename(aside, run)
             for path in files.paths:
-                (run / path.name).unlink(missing_ok=True)
+                remove(run / path.name)
             if {path.name for path in run.iterdir()} <= {".lock"}:  # there had been files, and no run
-                shutil.rmtree(run)
+                remove(run)
             print(f"No new run was begun: {aside} is {run} again", flush=True)
         for folder in created:
-            with suppress(OSError):  # not empty
-                folder.rmdir()
+            if folder.is_dir() and not any(folder.iterdir()):
+                remove(folder)
         raise
 
 

@@ -108,6 +108,8 @@ def _train(job: _Job) -> Evaluation | None:
     if progress.step >= total and rundir.finished(folder, progress.step):
         say(f"All {progress.step} steps are done; train.steps or train.epochs makes the run longer.")
         return None
+    if backend.is_main:
+        _require_room(folder, weights_of(task, parameters), parameters, config)
     if backend.is_main and resume:  # only now: what cannot be trained must not stay
         rundir.store_config(folder, config)
     timings = {"data": time.monotonic() - begun}
@@ -131,6 +133,14 @@ def _train(job: _Job) -> Evaluation | None:
                 _run_stage(run, span)
         timings["train"] = time.monotonic() - begun
     return _finish(run, timings, say)
+
+
+def _require_room(
+    folder: Path, weights: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter], config: RunConfig
+) -> None:
+    """Before the first step: what is known to end on a full disk is not begun."""
+    size = sum(tensor.nbytes for tensor in weights.values()) + optim.state_bytes(parameters, config.optim)
+    checkpoint.require_room(folder, size, config.checkpoint.keep)
 
 
 def _announce(run: Run, brief: bool) -> None:

@@ -51,6 +51,12 @@ def _adamw8bit() -> type[torch.optim.Optimizer]:
     return chosen
 
 
+def state_bytes(parameters: Mapping[str, nn.Parameter], settings: Optim) -> int:
+    """How large the state gets when all ``parameters`` are trained: two moments each."""
+    each = 1 if settings.name == "adamw8bit" else 0  # 0: as the parameter
+    return sum(2 * parameter.numel() * (each or parameter.element_size()) for parameter in parameters.values())
+
+
 def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> dict[str, float]:
     """Set every group's learning rate from the step's rate; returns them by group name."""
     rates = {}

@@ -37,7 +37,7 @@ from sensorium.config import Section
 from sensorium.engine import checkpoint, rundir
 from sensorium.engine.contract import Saved
 from sensorium.errors import CheckpointError
-from sensorium.files import replacing
+from sensorium.files import make_folder, replacing
 
 FORMAT = 2
 _DAMAGE = (
@@ -115,7 +115,7 @@ def write_pt(saved: Saved, path: Path) -> None:
     )
     config, facts = rundir.stored_config(saved.run), rundir.read_facts(saved.run)["facts"]
     body = {"config": config, "facts": facts, "weights": content.weights, "checksum": head.checksum(config, facts)}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as file:
         torch.save({**head.model_dump(), **body}, file)
 

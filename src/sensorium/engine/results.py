@@ -17,7 +17,7 @@ from sensorium import proof
 from sensorium.engine.contract import Evaluation
 from sensorium.engine.files import plain
 from sensorium.errors import CheckpointError
-from sensorium.files import write_json
+from sensorium.files import make_folder, write_json
 
 FOLDER = "evaluation"
 _EVALUATION = TypeAdapter(Evaluation)
@@ -65,7 +65,7 @@ def write_result(run: Path, result: Result) -> Path:
     """Write ``RUN/evaluation/<name>.json`` atomically and return its path."""
     head = {"split": result.split, "step": result.step, "checkpoint": result.checkpoint}
     path = run / FOLDER / f"{result.name}.json"
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     content = {**head, **evaluation_to_json(result.evaluation)}
     write_json(path, content)
     return path

@@ -21,7 +21,6 @@ import hashlib
 import os
 import platform
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,7 +35,18 @@ from sensorium import config as configuration
 from sensorium import proof
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import CheckpointError, ConfigError
-from sensorium.files import copy_file, free_name, sync_folder, write_file, write_json
+from sensorium.files import (
+    copy_file,
+    free_name,
+    link_or_copy,
+    make_folder,
+    open_file,
+    remove,
+    rename,
+    sync,
+    write_file,
+    write_json,
+)
 
 _FACTS = 1  # format of facts.json
 _SEAL = "# sha256 "  # begins the last line of config.yaml
@@ -47,12 +57,8 @@ _LEFT_BY_A_KILL = (".lock", ".config.yaml.tmp", ".environment.json.tmp", "enviro
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Own the run folder until the block ends; the lock goes with the process, however it ends."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        handle = (run / ".lock").open("a+")
-    except OSError as error:
-        raise ConfigError(f"{run}: cannot be used as a run folder ({error.strerror})") from error
-    with handle:
+    make_folder(run)
+    with open_file(run / ".lock", "a+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -69,8 +75,7 @@ def locked(run: Path) -> Iterator[None]:
             if run.is_dir() and [path.name for path in run.iterdir()] == [
                 ".lock"
             ]:  # nothing was begun: leave nothing behind
-                (run / ".lock").unlink()
-                run.rmdir()
+                remove(run)
 
 
 def refuse_used(run: Path) -> None:
@@ -109,14 +114,13 @@ def set_aside(run: Path, files: Sequence[Path] = ()) -> Path | None:
     if not run.exists():
         if not any(file.exists() for file in files):
             return None
-        run.mkdir(parents=True)  # what is left of a run whose folder is gone
+        make_folder(run)  # what is left of a run whose folder is gone
     with locked(run):
         for file in files:
             if file.exists():
                 _second_name(file, run / file.name)
         aside = free_name(run)
-        run.rename(aside)
-        sync_folder(run.parent)
+        rename(run, aside)
     return aside
 
 
@@ -134,31 +138,27 @@ def branch(origin: Path, checkpoints: Sequence[Path], run: Path, files: Sequence
     kill leaves the old runs, and at most a folder ``.RUN.tmp`` that the next call clears away.
     """
     temporary = run.with_name(f".{run.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "checkpoints").mkdir(parents=True)
+    remove(temporary)
+    make_folder(temporary / "checkpoints")
     with locked(origin):
         for name in ("config.yaml", "facts.json", "environment.json", "metrics.jsonl", "times.jsonl"):
             if (origin / name).exists():
                 copy_file(origin / name, temporary / name)
         for folder in checkpoints:
             copy = temporary / "checkpoints" / folder.name
-            copy.mkdir()
+            make_folder(copy)
             for file in folder.iterdir():
                 copy_file(file, copy / file.name)
-    sync_folder(temporary / "checkpoints")
+    sync(temporary / "checkpoints")
     aside = set_aside(run, files)
-    temporary.rename(run)
-    sync_folder(run.parent)
+    rename(temporary, run)
     return aside
 
 
 def _second_name(file: Path, name: Path) -> None:
     """A link: the file is only ever replaced as a whole, so the second name keeps what it holds now."""
-    name.unlink(missing_ok=True)
-    try:
-        name.hardlink_to(file)
-    except OSError:  # a file system without links
-        copy_file(file, name)
+    remove(name)
+    link_or_copy(file, name)
 
 
 def finished(run: Path, step: int) -> bool:

@@ -10,15 +10,14 @@ Used by one process of a run (rank 0). Nothing here imports torch before TensorB
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -28,7 +27,7 @@ from sensorium import config as configuration
 from sensorium.engine.files import cut_back, json_line
 from sensorium.engine.settings import Track
 from sensorium.errors import ConfigError
-from sensorium.files import free_name, write_file
+from sensorium.files import free_name, make_folder, open_file, rename, sync, told, write_file
 
 if TYPE_CHECKING:  # the contract imports torch
     from sensorium.engine.contract import Listener, Saved
@@ -199,7 +198,7 @@ class Tracker:
         listener: Listener | None = None,
     ) -> None:
         self._settings, self._total, self._start, self._listener = settings, total_steps, start_step, listener
-        run.mkdir(parents=True, exist_ok=True)
+        make_folder(run)
         for name in ("metrics.jsonl", "times.jsonl"):
             cut_back(run / name, start_step if start_step else -1)  # from the start, step 0 is said again too
         self._sinks: list[_Sink] = []
@@ -208,7 +207,7 @@ class Tracker:
         if settings.tensorboard:
             self._sinks.append(_TensorBoard(_tensorboard_folder(run, settings, start_step), start_step))
         self._metrics, self._times, self._log = (
-            (run / name).open("a", encoding="utf-8") for name in ("metrics.jsonl", "times.jsonl", "train.log")
+            open_file(run / name, "a") for name in ("metrics.jsonl", "times.jsonl", "train.log")
         )
         self._screen, self._rate = _Screen(quiet), _Rate()
         if start_step:
@@ -267,7 +266,7 @@ class Tracker:
 
     def settle(self) -> None:
         """See to it that what was said survives a loss of power; to be called before a checkpoint says so, too."""
-        os.fsync(self._metrics.fileno())
+        sync(Path(self._metrics.name))
 
     def event(self, step: int, text: str, level: Level = "info") -> None:
         """Report something worth knowing that follows from the position in the run (never a resume: the tracker notes
@@ -287,7 +286,8 @@ class Tracker:
         """Close bar, files and sinks. Safe to call twice."""
         self._screen.close_bar()
         for file in (self._metrics, self._times, self._log):
-            file.close()
+            with suppress(OSError):  # all that could be written was flushed; what could not was said
+                file.close()
         while self._sinks:
             self._sinks.pop().close()
 
@@ -296,20 +296,23 @@ class Tracker:
         self._screen.line(text, style)
 
     def _write_log(self, text: str) -> None:
-        self._log.write(text + "\n")
-        self._log.flush()
+        _write(self._log, text + "\n")
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        self._metrics.write(json_line(record))
-        self._metrics.flush()
+        _write(self._metrics, json_line(record))
 
     def _append_time(self, record: Mapping[str, Any]) -> None:
-        self._times.write(json_line(record))
-        self._times.flush()
+        _write(self._times, json_line(record))
 
     def _send(self, step: int, values: Mapping[str, float]) -> None:
         for sink in self._sinks:
             sink.write(step, values)
+
+
+def _write(file: IO[str], line: str) -> None:
+    with told(Path(file.name)):
+        file.write(line)
+        file.flush()
 
 
 def _tensorboard_folder(run: Path, settings: Track, start_step: int) -> Path:
@@ -318,7 +321,7 @@ def _tensorboard_folder(run: Path, settings: Track, start_step: int) -> Path:
         return run / "tensorboard"
     folder = Path(settings.tensorboard_dir).expanduser()
     if not start_step and folder.exists():
-        folder.rename(free_name(folder))
+        rename(folder, free_name(folder))
     return folder
 
 

@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import struct
-import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +20,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sensorium.errors import ConfigError
+from sensorium.errors import ConfigError, DataError
+from sensorium.files import copy_file, new_folder, remove, write_by_library, write_json
 
 # CTranslate2's numbers of its types (include/ctranslate2/types.h) that a Whisper file holds.
 _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
@@ -40,50 +37,39 @@ def converted(source: Path, cache: Path) -> Path:
         config.json  preprocessor_config.json  model.safetensors  tokenizer.json (if the source has one)
         files.json   names and sizes of the others; a folder that differs from it is made again
 
-    Raises ConfigError if ``model.bin`` is not a Whisper model of the known format, or the folder cannot be written.
+    Raises ConfigError if ``model.bin`` is not a Whisper model of the known format,
+    DiskError if the folder cannot be written.
     """
     binary = source / "model.bin"
     try:
         digest = hashlib.sha256(binary.read_bytes()).hexdigest()
-        target = cache / "encoders" / f"whisper-ct2-{digest[:16]}-{_FORMAT}"
-        if not _is_whole(target):
-            _write_folder(source, target)
     except OSError as error:
-        raise ConfigError(
-            f"cannot convert {binary} into {cache} ({error}); free the place or give another cache folder"
-        ) from error
+        raise ConfigError(f"{binary}: cannot be read ({error.strerror})") from error
+    target = cache / "encoders" / f"whisper-ct2-{digest[:16]}-{_FORMAT}"
+    if not _is_whole(target):
+        _write_folder(source, target)
     return target
 
 
 def _write_folder(source: Path, target: Path) -> None:
     tensors = read_model(source / "model.bin")
     state = to_transformers(tensors)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(".tmp-*"):
-        if time.time() - left.stat().st_mtime > 3600:  # of a process that was killed; this takes a second or two
-            shutil.rmtree(left, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=target.parent))
+    if target.is_dir() and not _is_whole(target):
+        remove(target)
     try:
-        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
-        config = _config(tensors, state)
-        (temporary / "config.json").write_text(json.dumps(config, indent=2))
-        (temporary / "preprocessor_config.json").write_text(json.dumps(_preprocessor(config), indent=2))
-        if (source / "tokenizer.json").is_file():
-            shutil.copyfile(source / "tokenizer.json", temporary / "tokenizer.json")
-        sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
-        (temporary / _FILES).write_text(json.dumps(sizes, indent=1))
-        for path in [*temporary.iterdir(), temporary]:
-            _sync(path)
-        if target.is_dir() and not _is_whole(target):
-            shutil.rmtree(target)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if not _is_whole(target):  # otherwise another process was first, with the same bytes
-                raise
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with new_folder(target) as folder:
+            write_by_library(
+                folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"})
+            )
+            config = _config(tensors, state)
+            write_json(folder / "config.json", config)
+            write_json(folder / "preprocessor_config.json", _preprocessor(config))
+            if (source / "tokenizer.json").is_file():
+                copy_file(source / "tokenizer.json", folder / "tokenizer.json")
+            write_json(folder / _FILES, {path.name: path.stat().st_size for path in folder.iterdir()})
+    except DataError:
+        if not _is_whole(target):  # otherwise another process was first, with the same bytes
+            raise
 
 
 def _is_whole(folder: Path) -> bool:
@@ -92,14 +78,6 @@ def _is_whole(folder: Path) -> bool:
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError):
         return False
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_model(path: Path) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from sensorium.config import Section
 from sensorium.data.files import read_text
 from sensorium.data.items import DataSet, Item, Split
 from sensorium.errors import DataError
+from sensorium.files import write_file, write_json
 
 NAME = "native"
 SUMMARY = "manifest.jsonl: one JSON object a line with id, group, split, text, image, audio; paths relative to it"
@@ -176,6 +177,6 @@ def manifest_lines(items: Sequence[Item], paths: Mapping[Path, str]) -> Iterator
 def write(folder: Path, dataset: DataSet, paths: Mapping[Path, str]) -> None:
     """Write ``dataset.json`` and then ``manifest.jsonl`` into an existing folder."""
     about = {"name": dataset.name, "licence": dataset.licence, "notes": list(dataset.notes)}
-    (folder / ABOUT).write_text(json.dumps(about, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / ABOUT, about)
     lines = manifest_lines(dataset.items, paths)
-    (folder / MANIFEST).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_file(folder / MANIFEST, "".join(f"{line}\n" for line in lines).encode())

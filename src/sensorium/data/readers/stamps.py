@@ -28,10 +28,11 @@ from typing import Literal
 from pydantic import Field
 
 from sensorium.config import Section
-from sensorium.data.files import cache_folder, new_folder, read_text
+from sensorium.data.files import cache_folder, read_text
 from sensorium.data.grouping import merge, split_of
 from sensorium.data.items import DataSet, Item
 from sensorium.errors import DataError
+from sensorium.files import new_folder
 
 NAME = "stamps"
 SUMMARY = "Tux Paint stamps: pictures, captions in 77 languages, speech of people in 14, sound effects"

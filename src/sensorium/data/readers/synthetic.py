@@ -19,11 +19,12 @@ from PIL import Image, ImageDraw
 from pydantic import Field
 
 from sensorium.config import Section, digest
-from sensorium.data.files import cache_folder, new_folder
+from sensorium.data.files import cache_folder
 from sensorium.data.grouping import draw
 from sensorium.data.items import DataSet, Item, Split
 from sensorium.data.readers import native
 from sensorium.errors import DataError
+from sensorium.files import make_folder, new_folder
 
 NAME = "synthetic"
 SUMMARY = "coloured shapes, sentences and tones that mean the same; made on the spot, needs nothing"
@@ -84,7 +85,7 @@ def read(root: Path | None, options: Options) -> DataSet:
 
 def _make(folder: Path, options: Options) -> None:
     for name in ("images", "sounds"):
-        (folder / name).mkdir()
+        make_folder(folder / name)
     items = tuple(_items(folder, options))
     paths = {path: path.relative_to(folder).as_posix() for item in items for path in (item.image, item.audio) if path}
     held = sum(item.split == "test" for item in items)
