@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sensorium import proof
 from sensorium.engine import checkpoint
 from sensorium.errors import CheckpointError
 
@@ -50,14 +51,8 @@ def test_any_flipped_bit_is_found(tmp_path: Path, place: float, bit: int, name: 
     changed[int(place * len(data))] ^= 1 << bit
     path.write_bytes(changed)
     try:
-        intact = json.loads(data) if path.name == checkpoint.MANIFEST else None
-        try:
+        with pytest.raises(CheckpointError):
             checkpoint.load(folder, "toy")
-        except CheckpointError:
-            return
-        # The one harmless place: a value of the manifest that proves nothing (step, digest) or white space.
-        assert intact is not None
-        assert json.loads(path.read_bytes())["files"] == intact["files"]
     finally:
         path.write_bytes(data)
 
@@ -87,8 +82,9 @@ def test_latest_passes_over_a_damaged_one(tmp_path: Path, damage, reason: str) -
 def test_a_manifest_cannot_point_outside(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
     manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+    del manifest["checksum"]
     manifest["files"]["../secret"] = manifest["files"][checkpoint.STATE]
-    (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    (folder / checkpoint.MANIFEST).write_bytes(proof.seal(manifest))
     with pytest.raises(CheckpointError, match="other files"):
         checkpoint.check(folder)
     folder = save(tmp_path, 2)
@@ -103,8 +99,8 @@ def test_another_family_or_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="family 'toy', not 'other'"):
         checkpoint.load(folder, "other")
     text = (folder / checkpoint.MANIFEST).read_text()
-    (folder / checkpoint.MANIFEST).write_text(text.replace('"format": 1', '"format": 9'))
-    with pytest.raises(CheckpointError, match="format 9"):
+    (folder / checkpoint.MANIFEST).write_text(text.replace('"format": 2', '"format": 9'))
+    with pytest.raises(CheckpointError, match="format 9; this version reads format 2"):
         checkpoint.check(folder)
 
 

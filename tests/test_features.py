@@ -21,6 +21,7 @@ import soundfile
 from disks import Failing, on
 from PIL import Image
 
+from sensorium import proof
 from sensorium.data.feature_keys import ContentKeys
 from sensorium.data.feature_shards import Entry, open_shard, write_shard
 from sensorium.data.features import (
@@ -369,9 +370,10 @@ def test_a_foreign_identity_is_refused(tmp_path: Path) -> None:
     assert content["identity"] == encoder.identity
     assert content["recorded"]["encoder"] == "counting"
     assert "torch" in content["recorded"]
-    path.write_text(json.dumps(content | {"recorded": {"torch": "9"}}))
+    del content["checksum"]
+    path.write_bytes(proof.seal(content | {"recorded": {"torch": "9"}}))
     assert len(FeatureStore(tmp_path, encoder.identity)) == len(TEXTS)  # versions are no part of the key
-    path.write_text(json.dumps(content | {"identity": {"weights": "others"}}))
+    path.write_bytes(proof.seal(content | {"identity": {"weights": "others"}}))
     with pytest.raises(DataError, match="belongs to another encoder"):
         FeatureStore(tmp_path, encoder.identity)
     path.write_text("{")

@@ -179,7 +179,7 @@ def test_frozen_weights_do_not_move_and_are_not_stored(tmp_path: Path) -> None:
 def test_a_run_of_another_model_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     loop.train(TOY, toy_config(), run, quiet=True)
-    text = (run / "config.yaml").read_text()
+    text = (run / "config.yaml").read_text() + "# edited\n"
     (run / "config.yaml").write_text(text.replace("width: 8", "width: 9"))
     with pytest.raises(CheckpointError, match="does not fit the model of this configuration"):
         session.open_run(TOY, run)

@@ -96,8 +96,8 @@ def test_no_cut_makes_another_error(saved: Saved, tmp_path: Path) -> None:
     [
         ({"model_state_dict": {"w": torch.ones(2)}}, "not a file that this program wrote"),
         ([1, 2], "not a file that this program wrote"),
-        ({"format": 2, "checkpoint": {}}, "format 2; this version reads format 1"),
-        ({"format": 1, "checkpoint": {}}, "damaged at 'family'"),
+        ({"format": 1, "checkpoint": {}}, "format 1; this version reads format 2"),
+        ({"format": 2, "checkpoint": {}}, "damaged at 'family': Field required"),
         (Path("/"), "damaged, or holds more than tensors and plain values"),
     ],
 )

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sensorium import config as configuration
+from sensorium import proof
 from sensorium.engine import checkpoint, session
 from sensorium.engine.contract import Family, Loaded
 from sensorium.engine.results import FOLDER as RESULTS
@@ -36,6 +37,11 @@ from sensorium.files import write_file, write_json
 FORMAT = 1
 LIBRARY = "sensorium"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("version", "export", "family", "preset", "checkpoint", "digest", "frozen"), str),
+    **dict.fromkeys(("model", "data", "facts"), dict),
+    "seed": int,
+}  # of the values of config.json, whoever computed its checksum
 
 
 def describe(loaded: Loaded, kind: str, data: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +102,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The proven content of ``config.json``. Raises CheckpointError: damaged, edited, foreign, of another format."""
     path = folder / CONFIG
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = proof.parse(proof.read(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict) or content.get("library") != LIBRARY:
@@ -107,6 +113,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: is damaged or was edited (its checksum differs); export anew, or load with `data={{...}}`"
         )
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(content.get(name), kind)]
+    if wrong:
+        raise CheckpointError(f"{path}: is no description of an export; missing or of another kind: {', '.join(wrong)}")
     return content
 
 
@@ -121,7 +130,7 @@ def read(family: Family, folder: Path) -> Loaded:
         raise CheckpointError(f"{folder}: {WEIGHTS} is missing" + (f": {what}" if content["export"] != "hf" else ""))
     try:
         weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{folder / WEIGHTS}: is damaged ({error})") from error
     if checkpoint.digest_of(weights) != content["digest"]:
         raise CheckpointError(f"{folder / WEIGHTS}: is damaged (its checksum differs)")

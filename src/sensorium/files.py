@@ -277,7 +277,7 @@ def remove_leftovers(folder: Path) -> int:
     removed = 0
     for path in folder.glob(f"{TEMPORARY}*"):
         try:
-            handle = os.open(path, os.O_RDONLY)
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO is waited for otherwise
         except FileNotFoundError:  # just finished
             continue
         try:

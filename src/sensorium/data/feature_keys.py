@@ -1,34 +1,46 @@
 """Content -> key: sha256 of a file's bytes, or of a caption in UTF-8.
 
 A small SQLite file remembers (path, size, mtime) -> sha256. It only decides whether a file must be hashed again; it
-may be deleted at any time.
+may be deleted at any time. SQLite finds a damaged structure, not a damaged value, and a wrong hash would give a file
+the features of another one: so each row carries a checksum.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
-from sensorium.errors import DataError
-from sensorium.files import make_folder, remove
+from sensorium.errors import DataError, DiskError
+from sensorium.files import free_name, make_folder, remove, rename
 
 Content = str | Path
 _Stamp = tuple[int, int]  # size, mtime in nanoseconds
 # A file that changed less than this before it was hashed could change again without a new time stamp.
 _SETTLED_NS = 2_000_000_000
+# Path as bytes: a name need not be UTF-8. The stamp as text: a time may be larger than SQLite's numbers.
+_TABLE = "CREATE TABLE IF NOT EXISTS hashes (path BLOB PRIMARY KEY, stamp BLOB, sha256 BLOB, checksum BLOB)"
+_NO_DAMAGE = {  # busy, read-only or out of reach: hashing again costs time, nothing else
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH),
+    *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOLFS),
+}
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 class ContentKeys:
-    """Keys of captions (str) and files (Path). ``memo``: where hashes are remembered between runs, or None."""
+    """Keys of captions (str) and files (Path). ``memo``: where hashes are remembered between runs, or None; ``say``:
+    receives a line when that is damaged; it is then set aside and begun anew."""
 
-    def __init__(self, memo: Path | None) -> None:
-        self._memo = memo
+    def __init__(self, memo: Path | None, say: Callable[[str], None] = _log.warning) -> None:
+        self._memo, self._say = memo, say
         self._known: dict[str, tuple[_Stamp, str]] = {}
 
     def key(self, content: Content) -> str:
@@ -68,36 +80,60 @@ class ContentKeys:
         return hashes
 
     def _recall(self, names: Iterable[str]) -> dict[str, tuple[_Stamp, str]]:
-        if self._memo is None or not self._memo.is_file():
-            return {}
-        found = {}
-        try:
-            with closing(sqlite3.connect(self._memo, timeout=30)) as memo:
-                for name in names:
-                    query = "SELECT size, mtime_ns, sha256 FROM files WHERE path = ?"
-                    for size, mtime_ns, sha256 in memo.execute(query, (name,)):
-                        found[name] = ((size, mtime_ns), sha256)
-        except sqlite3.OperationalError:
-            pass  # busy or read-only: hashing again costs time, nothing else
-        except sqlite3.DatabaseError:
-            remove(self._memo)
-        return found
+        def read(memo: sqlite3.Connection) -> dict[str, tuple[_Stamp, str]]:
+            found = {}
+            for name in names:
+                path = os.fsencode(name)
+                for row in memo.execute("SELECT stamp, sha256, checksum FROM hashes WHERE path = ?", (path,)):
+                    if row[2] != _checksum(path, row[0], row[1]):
+                        raise sqlite3.DatabaseError(f"the checksum of {name} differs")
+                    size, mtime_ns = map(int, row[0].split())
+                    found[name] = ((size, mtime_ns), row[1].hex())
+            return found
+
+        there = self._memo is not None and os.path.lexists(self._memo)
+        return (self._with_memo(read) if there else None) or {}
 
     def _remember(self, hashes: dict[str, tuple[_Stamp, str]]) -> None:
-        rows = [(name, size, mtime_ns, sha256) for name, ((size, mtime_ns), sha256) in hashes.items()]
-        if self._memo is None or not rows:
-            return
-        try:
+        rows = []
+        for name, ((size, mtime_ns), sha256) in hashes.items():
+            row = (os.fsencode(name), f"{size} {mtime_ns}".encode(), bytes.fromhex(sha256))
+            rows.append((*row, _checksum(*row)))
+        if self._memo is not None and rows:
             make_folder(self._memo.parent)
+            self._with_memo(lambda memo: memo.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", rows))
+
+    def _with_memo(self, use: Callable[[sqlite3.Connection], _T]) -> _T | None:
+        """What ``use`` makes of the memo; None when it cannot be used, which is said if it is damaged."""
+        assert self._memo is not None
+        try:
+            if os.path.lexists(self._memo) and not self._memo.is_file():
+                raise sqlite3.DatabaseError("not a regular file")
             with closing(sqlite3.connect(self._memo, timeout=30)) as memo, memo:
-                memo.execute(
-                    "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, mtime_ns INT, sha256 TEXT)"
-                )
-                memo.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
-        except sqlite3.OperationalError:
-            pass  # as above
-        except sqlite3.DatabaseError:
-            remove(self._memo)
+                memo.text_factory = bytes  # what damage left need not be UTF-8
+                memo.execute(_TABLE)
+                return use(memo)
+        except (sqlite3.Error, MemoryError) as error:  # MemoryError: a damaged length
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _NO_DAMAGE:
+                self._set_aside(self._memo, str(error))
+            return None
+
+    def _set_aside(self, memo: Path, reason: str) -> None:
+        aside = free_name(memo)
+        try:
+            rename(memo, aside)
+            for suffix in ("-journal", "-wal", "-shm"):  # beside a new memo they would be played back into that
+                remove(memo.with_name(f"{memo.name}{suffix}"))
+        except DiskError as error:
+            self._memo = None
+            self._say(f"{memo}: damaged ({reason}) and cannot be set aside; files are hashed anew ({error})")
+        else:
+            self._say(f"{memo}: damaged ({reason}); set aside as {aside.name}, files are hashed anew")
+
+
+def _checksum(path: bytes, stamp: object, sha256: object) -> bytes:
+    """Of a row, whatever damage made of its values."""
+    return hashlib.sha256(repr((path, stamp, sha256)).encode()).digest()[:16]
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from sensorium import proof
 from sensorium.errors import DataError, DiskError
 from sensorium.files import new_file, open_file
 
@@ -36,6 +38,7 @@ SUFFIX = ".shard"
 _MAGIC = b"SENSFEA1"
 _FIXED = struct.Struct("<8sQQ32s")
 _ALIGN = 64
+_DTYPES = ("float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -86,28 +89,55 @@ class Shard:
 
 
 def open_shard(path: Path) -> Shard:
-    """Reads head and index and compares the size. Raises DataError if they are not whole."""
+    """Reads and proves all before the body, and compares the size. Raises DataError if that is not whole."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opened, a FIFO would be waited for
+            raise DataError(f"{path}: damaged, not a regular file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             magic, head_size, index_size, digest = _FIXED.unpack(_read(file, _FIXED.size))
             if magic != _MAGIC or head_size + index_size > size:
                 raise DataError(f"{path}: damaged, not a shard of the feature cache")
             head_bytes, index = _read(file, head_size), _read(file, index_size)
+            start = _body_start(head_size, index_size)
+            gap = _read(file, start - _FIXED.size - head_size - index_size)
     except struct.error:
         raise DataError(f"{path}: damaged, cut off in its head") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     if hashlib.sha256(head_bytes + index).digest() != digest:
         raise DataError(f"{path}: damaged, head and index do not have the sha256 noted when they were written")
-    head: dict[str, Any] = json.loads(head_bytes)
-    start = _body_start(head_size, index_size)
+    if any(gap):
+        raise DataError(f"{path}: damaged, not zeros before its body")
+    head = _parsed(path, head_bytes)
+    entries = head["entries"]
+    counts = np.frombuffer(index, "<i8", offset=32 * entries) if len(index) == 40 * entries else np.array([-1])
+    width, pooled_width = head["width"], head["pooled_width"]
+    values = sum(map(int, counts)) * width + entries * pooled_width
+    if counts.min(initial=0) < 0 or head["body"] != values * np.dtype(head["dtype"]).itemsize:
+        raise DataError(f"{path}: damaged, its head contradicts its index")
     if size != start + head["body"]:
         raise DataError(f"{path}: damaged, {size} bytes long instead of {start + head['body']}")
-    entries = head["entries"]
     keys = tuple(index[32 * row : 32 * (row + 1)].hex() for row in range(entries))
-    offsets = np.concatenate([[0], np.frombuffer(index, "<i8", entries, 32 * entries).cumsum()])
+    offsets = np.concatenate([[0], counts.cumsum()])
     return Shard(path, head, keys, offsets, start, {key: row for row, key in enumerate(keys)})
+
+
+def _parsed(path: Path, data: bytes) -> dict[str, Any]:
+    """The head, with every value of its kind. Its sha256 keeps damage away, not what another program wrote."""
+    try:
+        head = proof.parse(data)
+    except ValueError as error:
+        raise DataError(f"{path}: damaged, its head cannot be read ({error})") from error
+    sizes = ("entries", "width", "pooled_width", "body")
+    if (
+        not isinstance(head, dict)
+        or not all(type(head.get(name)) is int and head[name] >= 0 for name in sizes)
+        or head.get("dtype") not in _DTYPES
+        or not isinstance(head.get("sha256"), str)
+    ):
+        raise DataError(f"{path}: damaged, its head is not that of a shard")
+    return head
 
 
 def write_shard(folder: Path, entries: Sequence[Entry]) -> Path:

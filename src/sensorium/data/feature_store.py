@@ -5,7 +5,8 @@
     <root>/                               SENSORIUM_CACHE, else ~/.cache/sensorium/features
       hashes.sqlite                       which files need no hashing (feature_keys.py)
       <namespace>/                        first 32 digits of sha256 of (identity, dtype)
-        identity.json                     the identity in full, dtype; recorded: encoder's name, library versions
+        identity.json                     sealed (proof.py): the identity in full, dtype; recorded: encoder's name,
+                                          library versions
         <digest>.shard                    features of some hundred samples (feature_shards.py)
         .sensorium-tmp-*                  being written
 
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sensorium import proof
 from sensorium.data.feature_keys import Content, ContentKeys
 from sensorium.data.feature_shards import (
     SUFFIX,
@@ -39,7 +41,8 @@ from sensorium.files import new_file, open_file, remove, remove_leftovers
 Dtype = Literal["float16", "float32"]
 MEMO = "hashes.sqlite"
 IDENTITY = "identity.json"
-_FORMAT = 1
+_FORMAT = 1  # of the features: part of the namespace
+_SEALED = 2  # of identity.json
 _log = logging.getLogger(__name__)
 
 
@@ -55,8 +58,8 @@ class FeatureStore:
     """The features of one encoder in one dtype.
 
     ``identity``: JSON values that decide the features (``Encoder.identity``), among them ``width``, ``pooled_width``
-    and ``has_vector``. ``recorded``: what else to note beside
-    it. ``say``: receives one line for each damaged shard. Raises DataError if the folder holds another identity.
+    and ``has_vector``. ``recorded``: what else to note beside it. ``say``: receives one line for each damaged shard and
+    for a damaged memo. Raises DataError if the folder holds another identity, or a damaged one.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class FeatureStore:
         self.skipped: dict[str, str] = {}  # contents that could not be encoded, with the reason
         self._recorded = dict(recorded or {})
         self._say = say
-        self._keys = ContentKeys(root / MEMO)
+        self._keys = ContentKeys(root / MEMO, say)
         self._shards: dict[str, Shard] = {}  # by file name
         self._where: dict[str, Shard] = {}  # by key
         self._verified: set[Path] = set()
@@ -149,11 +152,7 @@ class FeatureStore:
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Write one shard. Raises DiskError."""
-        path = self.folder / IDENTITY
-        if not path.is_file():
-            content = {**_named(self.identity, self.dtype), "recorded": self._recorded}
-            with new_file(path) as temporary, open_file(temporary, "w") as file:
-                json.dump(content, file, indent=1, allow_nan=False)
+        self._write_identity()
         shard = write_shard(self.folder, entries)
         self._refused.discard(shard.name)
         self._take(open_shard(shard))
@@ -164,16 +163,33 @@ class FeatureStore:
             if path.name in self._shards or path.name in self._refused:
                 continue
             try:
-                self._take(open_shard(path))
+                self._take(self._fitting(open_shard(path)))
             except DataError as error:
                 self._refuse(path, str(error))
 
     def tidy(self) -> None:
-        """Delete temporary files of dead processes, and damaged shards."""
+        """Delete temporary files of dead processes, and damaged shards; write the identity where it is gone."""
         remove_leftovers(self.folder)
-        for name in self._refused:
-            remove(self.folder / name)
-        self._refused.clear()
+        for name in sorted(self._refused):
+            path = self.folder / name
+            if path.is_symlink() or not path.is_dir():  # a folder is no shard of ours, whatever it is called
+                remove(path)
+                self._refused.discard(name)
+        if self._shards:
+            self._write_identity()
+
+    def _write_identity(self) -> None:
+        path = self.folder / IDENTITY
+        if not path.is_file():
+            content = {**_named(self.identity, self.dtype), "format": _SEALED, "recorded": self._recorded}
+            with new_file(path) as temporary, open_file(temporary, "wb") as file:
+                file.write(proof.seal(content))
+
+    def _fitting(self, shard: Shard) -> Shard:
+        head = shard.head
+        if (head["dtype"], head["width"], head["pooled_width"]) != (self.dtype, self.width, self.pooled_width):
+            raise DataError(f"{shard.path}: damaged, a shard of another encoder")
+        return shard
 
     def _take(self, shard: Shard) -> None:
         self._shards[shard.path.name] = shard
@@ -190,10 +206,11 @@ class FeatureStore:
 
     def _check_identity(self) -> None:
         path = self.folder / IDENTITY
-        if not path.is_file():
+        if not os.path.lexists(path):
             return
         found = read_identity(path)
-        if {key: found.get(key) for key in ("format", "identity", "dtype")} != _named(self.identity, self.dtype):
+        wanted = _named(self.identity, self.dtype)
+        if any(found.get(key) != wanted[key] for key in ("identity", "dtype")):
             raise DataError(f"{path} belongs to another encoder; run `sensorium data cache clear {self.folder.name}`")
 
 
@@ -209,12 +226,11 @@ def namespace(identity: Mapping[str, Any], dtype: str) -> str:
 
 
 def read_identity(path: Path) -> dict[str, Any]:
-    """``identity.json``. Raises DataError if it is damaged."""
+    """``identity.json``, proven. Raises DataError if it is damaged."""
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return proof.unseal(proof.read(path), _SEALED)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: damaged ({error}); run `sensorium data cache clear {path.parent.name}`") from error
-    return value
+        raise DataError(f"{path}: damaged ({error}); delete it, and it is written anew") from error
 
 
 def _problem(shard: Shard) -> str | None:

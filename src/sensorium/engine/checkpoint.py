@@ -5,7 +5,7 @@ checkpoints/step_00000120/
     task.safetensors        learnable weights and buffers, by name
     optimizer.safetensors   "<parameter>/<kind>" -> tensor
     state.json              step, stage ends, best value, guard, scaler: plain values
-    manifest.json           written last: format, family, sizes and sha256 of the other files
+    manifest.json           written last, sealed (proof.py): format, family, step, sizes and sha256 of the other files
 ```
 Every file is fsynced, then the folder, then it is renamed, then its parent is fsynced. A folder whose name starts
 with a dot is unfinished or on its way out and is removed by the next save.
@@ -17,28 +17,31 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sensorium import proof
 from sensorium.config import Section
 from sensorium.errors import CheckpointError
 from sensorium.files import make_folder, remove, rename, require_space, write_by_library, write_file
 
-FORMAT = 1
+FORMAT = 2
+_PREFIX = "step_"
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "task.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
 
 
 class File(Section):
-    size: int
-    sha256: str
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class Manifest(Section):
@@ -46,7 +49,7 @@ class Manifest(Section):
 
     format: int
     family: str
-    step: int
+    step: int = Field(ge=0)
     frozen: str  # digest of the weights that are not stored
     files: dict[str, File]
 
@@ -62,7 +65,7 @@ class Content:
 
 
 def folder_of(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step_{step:08d}"
+    return run / "checkpoints" / f"{_PREFIX}{step:08d}"
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
@@ -101,8 +104,8 @@ def save(run: Path, family: str, step: int, content: Content) -> Path:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         files[name] = File(size=(temporary / name).stat().st_size, sha256=sha256)
     record = Manifest(format=FORMAT, family=family, step=step, frozen=content.frozen, files=files)
-    write_file(temporary / MANIFEST, record.model_dump_json(indent=1).encode())
-    if target.exists():  # same step again, after a resume from an older checkpoint
+    write_file(temporary / MANIFEST, proof.seal(record.model_dump()))
+    if os.path.lexists(target):  # same step again, after a resume from an older checkpoint
         drop(target)
     rename(temporary, target)
     return target
@@ -131,51 +134,93 @@ def drop(folder: Path) -> None:
 
 
 def clear_leftovers(run: Path) -> None:
-    for folder in (run / "checkpoints").glob(".step_*"):
+    for folder in (run / "checkpoints").glob(f".{_PREFIX}*"):
         remove(folder)
 
 
-def check(folder: Path) -> Manifest:
-    """Read a checkpoint's manifest and compare the sizes. Raises CheckpointError with the reason."""
+def named(run: Path) -> list[Path]:
+    """All that has the name of a checkpoint, whole or not, oldest first. Raises CheckpointError when that cannot be
+    looked up: a run whose checkpoints are out of reach must not begin anew."""
+    folder = run / "checkpoints"
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
+        return sorted(path for path in folder.iterdir() if path.name.startswith(_PREFIX))
+    except FileNotFoundError as error:
+        if folder.is_symlink():
+            raise CheckpointError(f"{folder}: a link to {folder.readlink()}, which is not there") from error
+        return []
     except OSError as error:
-        raise CheckpointError(f"{folder}: not a complete checkpoint (no readable {MANIFEST})") from error
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder}: {MANIFEST} is damaged or of another format") from error
-    if manifest.format != FORMAT:
-        raise CheckpointError(f"{folder}: format {manifest.format}; this version reads format {FORMAT}")
+        raise CheckpointError(f"{folder}: cannot be read ({error.strerror})") from error
+
+
+def check(folder: Path) -> Manifest:
+    """Read and prove a checkpoint's manifest and compare names and sizes. Raises CheckpointError with the reason."""
+    if folder.is_symlink():
+        raise CheckpointError(f"{folder}: is a link, not a checkpoint")
+    try:
+        content = proof.unseal(proof.read(folder / MANIFEST, follow=False), FORMAT)
+        manifest = Manifest.model_validate(content, strict=True)
+    except OSError as error:
+        reason = f"no readable {MANIFEST}: {error.strerror}"
+        raise CheckpointError(f"{folder}: not a complete checkpoint ({reason})") from error
+    except ValidationError as error:
+        raise CheckpointError(f"{folder}: {MANIFEST} is not one of ours ({first_problem(error)})") from None
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {MANIFEST} is damaged or of another format ({error})") from error
+    if folder.name.startswith(_PREFIX) and folder.name != folder_of(folder, manifest.step).name:
+        raise CheckpointError(f"{folder}: holds step {manifest.step}, not that of its name")
     if set(manifest.files) != {WEIGHTS, OPTIMIZER, STATE}:
         raise CheckpointError(f"{folder}: {MANIFEST} lists other files than a checkpoint has")
     for name, record in manifest.files.items():
-        path = folder / name
-        if path.is_symlink() or not path.is_file():
-            raise CheckpointError(f"{folder}: {name} is missing")
-        if path.stat().st_size != record.size:
-            raise CheckpointError(f"{folder}: {name} has {path.stat().st_size} bytes, not {record.size}; it is damaged")
+        try:
+            found = (folder / name).lstat()
+        except OSError as error:
+            raise CheckpointError(f"{folder}: {name} is missing ({error.strerror})") from error
+        if not stat.S_ISREG(found.st_mode):
+            raise CheckpointError(f"{folder}: {name} is missing (what has its name is no regular file)")
+        if found.st_size != record.size:
+            raise CheckpointError(f"{folder}: {name} has {found.st_size} bytes, not {record.size}; it is damaged")
+    return manifest
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's problems in one line, whatever the name of the key."""
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))[:60]!r}: {problem['msg']}"
+
+
+def prove(folder: Path, family: str) -> Manifest:
+    """Prove every byte of a checkpoint. Raises CheckpointError."""
+    manifest = check(folder)
+    if manifest.family != family:
+        raise CheckpointError(f"{folder}: a checkpoint of family {manifest.family!r}, not {family!r}")
+    for name, record in manifest.files.items():
+        try:
+            with (folder / name).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:  # pruned meanwhile by the run itself
+            raise CheckpointError(f"{folder}: cannot be read ({error})") from error
+        if digest != record.sha256:
+            raise CheckpointError(f"{folder}: {name} is damaged (its checksum differs)")
     return manifest
 
 
 def load(folder: Path, family: str) -> Content:
     """Read a checkpoint and prove every byte of it. Raises CheckpointError."""
-    manifest = check(folder)
-    if manifest.family != family:
-        raise CheckpointError(f"{folder}: a checkpoint of family {manifest.family!r}, not {family!r}")
+    manifest = prove(folder, family)
     try:
-        for name, record in manifest.files.items():
-            with (folder / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
-                    raise CheckpointError(f"{folder}: {name} is damaged (its checksum differs)")
-        state = json.loads((folder / STATE).read_text())
-        return Content(load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER), state, manifest.frozen)
-    except (SafetensorError, ValueError, OSError) as error:  # OSError: pruned meanwhile by the run itself
+        state = proof.parse(proof.read(folder / STATE), infinite=True)  # a validation loss may be infinite
+        content = Content(load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER), state, manifest.frozen)
+    except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{folder}: cannot be read ({error})") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{folder}: {STATE} holds a {type(state).__name__}, not an object")
+    return content
 
 
 def complete(run: Path) -> tuple[list[Path], list[str]]:
     """Complete checkpoints, oldest first, and one line for each that had to be passed over."""
     good, problems = [], []
-    for folder in sorted((run / "checkpoints").glob("step_*")):
+    for folder in named(run):
         try:
             check(folder)
             good.append(folder)
@@ -199,7 +244,7 @@ def newest(run: Path, family: str) -> Iterator[tuple[Path, Content | str]]:
 def prune(run: Path, keep: int, best: int | None, newest: int) -> None:
     """Keep the newest ``keep`` checkpoints and the best one. ``newest``: step of the one just saved; later ones, which
     were passed over as damaged, neither count nor go."""
-    folders = [f for f in sorted((run / "checkpoints").glob("step_*")) if f <= folder_of(run, newest)]
+    folders = [f for f in named(run) if f <= folder_of(run, newest)]
     for folder in folders[:-keep]:
         if best is None or folder != folder_of(run, best):
             drop(folder)

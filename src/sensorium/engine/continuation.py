@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sensorium import config as configuration
-from sensorium.engine import checkpoint, launch, loop, portable, rundir, settings
+from sensorium.engine import checkpoint, launch, loop, portable, rundir, session, settings
 from sensorium.engine.contract import Evaluation, Family, Listener, Saved
 from sensorium.engine.settings import RunConfig, config_class
 from sensorium.errors import CheckpointError, ConfigError
@@ -77,7 +77,7 @@ def continue_from(family: Family, path: Path, changes: Mapping[str, Any], run: P
     native, reason = portable.find_native(found), "is gone"
     if native is not None:
         try:
-            checkpoint.load(native, family.name)
+            session.load(native, family.name)
         except CheckpointError as error:
             native, reason = None, f"cannot be used: {error}"
     name = Path(head.checkpoint.absolute).parents[1].name
@@ -166,7 +166,7 @@ def _making_room(run: Path, files: Files) -> Iterator[None]:
 def _stand_at(family: Family, point: Point, run: Path, files: Files) -> None:
     """Make ``run`` stand at the point and nowhere later, and the guide's files say so."""
     origin, native = point.native.parents[1], point.native
-    state = checkpoint.load(native, family.name).state
+    state = session.load(native, family.name).state
     step, best = int(state["step"]), state["best"]
     at = f"exactly at step {step} (epoch {point.epoch:.4g})"
     folders = {step: native}

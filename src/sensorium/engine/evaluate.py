@@ -88,7 +88,7 @@ def evaluate_run(family: Family, folder: Path, split: str, which: str, *, quiet:
     config = loaded.config
     with Backend(config.train) as backend:
         found = family.sources(config, backend.host(quiet=quiet))
-        require_same_data(folder, rundir.read_json(folder / "facts.json"), fingerprints(found))
+        require_same_data(folder, rundir.read_facts(folder), fingerprints(found))
         splits = {"train": found.train, "val": found.val, "test": found.test}
         source = splits.get(split)
         if source is None:

@@ -1,13 +1,14 @@
 """A trained model in one ``.pt`` file: what the training guides call ``best.pt`` and ``last.pt``.
 
 ```
-format, family           1; the family's name
+format, family           2; the family's name
 config, facts            the resolved configuration; what the task took from the data
 weights                  tensors on the CPU, by name
 weights_digest           of these; frozen: of the weights that are not stored
 step, epoch, value       position; best validation value so far (None: never validated)
 checkpoint               the native checkpoint (checkpoint.py) that it was made from: ``absolute`` and ``relative``
                          (to the file's folder) path, ``manifest``: sha256 of its manifest.json
+checksum                 sha256 of all that is not the weights, as JSON
 ```
 Tensors and plain values only, so that ``torch.load(path, weights_only=True)`` reads it without this program. It holds
 no optimizer: whoever continues from it exactly does so through the native checkpoint that it names.
@@ -16,8 +17,12 @@ no optimizer: whoever continues from it exactly does so through the native check
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
+import stat
+import struct
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +32,14 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
+from sensorium import proof
 from sensorium.config import Section
 from sensorium.engine import checkpoint, rundir
 from sensorium.engine.contract import Saved
 from sensorium.errors import CheckpointError
 from sensorium.files import make_folder, replacing
 
-FORMAT = 1
+FORMAT = 2
 _DAMAGE = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -43,8 +49,9 @@ _DAMAGE = (
     AttributeError,
     TypeError,
     AssertionError,
+    struct.error,
 )  # what torch.load was seen to raise for files with flipped bits
-_BODY = ("config", "facts", "weights")
+_BODY = ("config", "facts", "weights", "checksum")
 
 
 class Native(Section):
@@ -66,6 +73,11 @@ class Head(Section):
     value: float | None = Field(allow_inf_nan=True)
     weights_digest: str
     checkpoint: Native
+
+    def checksum(self, config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+        """Of these and all that is said here. Raises TypeError, ValueError or RecursionError for what is no JSON."""
+        text = json.dumps([self.model_dump(), config, facts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -101,42 +113,59 @@ def write_pt(saved: Saved, path: Path) -> None:
             manifest=_manifest_digest(saved.checkpoint) or "",
         ),
     )
-    body = {
-        "config": rundir.stored_config(saved.run),
-        "facts": rundir.read_json(saved.run / "facts.json")["facts"],
-        "weights": content.weights,
-    }
+    config, facts = rundir.stored_config(saved.run), rundir.read_facts(saved.run)["facts"]
+    body = {"config": config, "facts": facts, "weights": content.weights, "checksum": head.checksum(config, facts)}
     make_folder(path.parent)
     with replacing(path) as file:
         torch.save({**head.model_dump(), **body}, file)
 
 
 def read_pt(path: Path) -> Portable:
-    """Read a file that ``write_pt`` wrote. Raises CheckpointError for any other, in one line."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except IsADirectoryError:
-        raise CheckpointError(f"{path}: a folder; give a .pt file that training wrote") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or 'damaged'})") from error
-    except _DAMAGE as error:
-        raise CheckpointError(f"{path}: damaged, or holds more than tensors and plain values") from error
+    """Read a file that ``write_pt`` wrote, and prove it. Raises CheckpointError for any other, in one line."""
+    content = _load(path)
     if not isinstance(content, dict) or not isinstance(content.get("format"), int) or "checkpoint" not in content:
         raise CheckpointError(f"{path}: not a file that this program wrote (it names no format and no checkpoint)")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path}: format {content['format']}; this version reads format {FORMAT}")
-    body = [content.pop(name, None) for name in _BODY]
+    config, facts, weights, checksum = (content.pop(name, None) for name in _BODY)
     try:
-        head = Head.model_validate(content)
+        head = Head.model_validate(content, strict=True)
     except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise CheckpointError(f"{path}: damaged at {place!r} ({error.errors()[0]['msg']})") from None
-    config, facts, weights = body
-    if not all(isinstance(part, dict) for part in body) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise CheckpointError(f"{path}: damaged at {checkpoint.first_problem(error)}") from None
+    if not all(isinstance(part, dict) for part in (config, facts, weights)):
         raise CheckpointError(f"{path}: damaged; {', '.join(_BODY)} must be there")
-    if checkpoint.digest_of(weights) != head.weights_digest:
+    try:
+        intact = head.checksum(config, facts) == checksum
+    except (TypeError, ValueError, RecursionError):
+        intact = False
+    if not intact:
+        raise CheckpointError(f"{path}: damaged (the checksum of its values differs)")
+    if not all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in weights.items()):
+        raise CheckpointError(f"{path}: damaged; its weights must be tensors by name")
+    try:
+        intact = checkpoint.digest_of(weights) == head.weights_digest
+    except RuntimeError:  # a tensor of strides that no file of ours has
+        intact = False
+    if not intact:
         raise CheckpointError(f"{path}: damaged (the checksum of its weights differs)")
     return Portable(path, head, config, facts, weights)
+
+
+def _load(path: Path) -> Any:
+    """What the file holds: tensors and plain values, for nothing else is read."""
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise CheckpointError(f"{path}: a folder; give a .pt file that training wrote")
+        if not stat.S_ISREG(kind):  # opened, a FIFO would be waited for
+            raise CheckpointError(f"{path}: not a regular file; give a .pt file that training wrote")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles: the checksums say what they are worth
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or 'damaged'})") from error
+    except _DAMAGE as error:
+        raise CheckpointError(f"{path}: damaged, or holds more than tensors and plain values") from error
 
 
 def find_native(found: Portable) -> Path | None:
@@ -165,6 +194,6 @@ def _runs(found: Portable) -> Iterator[Path]:
 
 def _manifest_digest(folder: Path) -> str | None:
     try:
-        return hashlib.sha256((folder / checkpoint.MANIFEST).read_bytes()).hexdigest()
+        return hashlib.sha256(proof.read(folder / checkpoint.MANIFEST)).hexdigest()
     except OSError:
         return None

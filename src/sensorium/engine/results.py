@@ -6,7 +6,6 @@ A metric ``chance/<name>`` is what guessing would give for the metric ``<name>``
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from sensorium import proof
 from sensorium.engine.contract import Evaluation
 from sensorium.engine.files import plain
 from sensorium.errors import CheckpointError
@@ -74,7 +74,7 @@ def write_result(run: Path, result: Result) -> Path:
 def read_result(path: Path) -> Result:
     """Read one evaluation. Raises CheckpointError with the file and the reason."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = proof.parse(proof.read(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict):
@@ -83,4 +83,7 @@ def read_result(path: Path) -> Result:
         evaluation = evaluation_from_json(content)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return Result(path.stem, evaluation, content.get("split"), content.get("step"), content.get("checkpoint"))
+    split, step, judged = (content.get(name) for name in ("split", "step", "checkpoint"))
+    if not (isinstance(split, str | None) and isinstance(step, int | None) and isinstance(judged, str | None)):
+        raise CheckpointError(f"{path}: not an evaluation: split, step and checkpoint are a name, a number, a name")
+    return Result(path.stem, evaluation, split, step, judged)

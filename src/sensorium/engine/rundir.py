@@ -2,8 +2,8 @@
 
 ```
 RUN/
-    config.yaml        resolved configuration          environment.json   versions, machine, command line
-    facts.json         what the task took from the data
+    config.yaml        resolved configuration, sealed  environment.json   versions, machine, command line
+    facts.json         what the task took from the data, sealed (proof.py)
     metrics.jsonl      one line a step, evaluation or event; no times, so that a resumed run's equals
     times.jsonl        seconds and rows per second     train.log          the console as text
     tensorboard/       event files                     checkpoints/       see checkpoint.py
@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import fcntl
 import glob
-import json
+import hashlib
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from sensorium import config as configuration
+from sensorium import proof
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import CheckpointError, ConfigError
 from sensorium.files import (
@@ -47,6 +48,9 @@ from sensorium.files import (
     write_json,
 )
 
+_FACTS = 1  # format of facts.json
+_SEAL = "# sha256 "  # begins the last line of config.yaml
+_EDITED = "\n# edited\n"  # what who changes it by hand writes there
 _LEFT_BY_A_KILL = (".lock", ".config.yaml.tmp", ".environment.json.tmp", "environment.json")  # before there was a run
 
 
@@ -93,7 +97,12 @@ def create(run: Path, config: RunConfig) -> None:
 
 def store_config(run: Path, config: RunConfig) -> None:
     """Write the resolved configuration; what was changed on a resume is then taken by the next one, too."""
-    write_file(run / "config.yaml", configuration.dump_yaml(config).encode())
+    text = configuration.dump_yaml(config)
+    write_file(run / "config.yaml", (text + _seal(text)).encode())
+
+
+def _seal(text: str) -> str:
+    return f"{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
 def set_aside(run: Path, files: Sequence[Path] = ()) -> Path | None:
@@ -154,27 +163,60 @@ def _second_name(file: Path, name: Path) -> None:
 
 def finished(run: Path, step: int) -> bool:
     """Whether the run was evaluated, summed up and reported on after this step: an earlier end of a run made longer is
-    none."""
-    return (
-        (run / "summary.json").exists()
-        and (run / "report.html").exists()
-        and read_json(run / "summary.json").get("steps") == step
-    )
+    none, nor is a damaged summary, which is then made anew."""
+    if not (run / "report.html").exists():
+        return False
+    try:
+        return (run / "summary.json").exists() and read_json(run / "summary.json").get("steps") == step
+    except CheckpointError:
+        return False
 
 
 def stored_config(run: Path) -> dict[str, Any]:
-    """The resolved configuration of a run as plain values. Raises CheckpointError when there is none."""
-    if not (run / "config.yaml").is_file():
+    """The resolved configuration of a run as plain values. Raises CheckpointError when there is none, or it is not what
+    was written: half of one would silently mean the defaults of the rest."""
+    path = run / "config.yaml"
+    if not path.is_file():
         raise CheckpointError(f"{run}: not a run folder (no config.yaml in it)")
-    return configuration.load_file(run / "config.yaml")
+    try:
+        text = proof.read(path).decode()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    body = text.rpartition(_SEAL)[0]
+    if text != body + _seal(body) and not text.endswith(_EDITED):
+        raise CheckpointError(
+            f"{path}: damaged, cut off or edited (its checksum differs); if the edit was meant, make its last line: "
+            f"{_EDITED.strip()}"
+        )
+    return configuration.load_file(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of the run folder. Raises CheckpointError when it is missing or damaged."""
+    """Read a JSON object of the run folder. Raises CheckpointError when it is missing or damaged."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = proof.parse(proof.read(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: found a {type(content).__name__}; expected an object")
+    return content
+
+
+def write_facts(run: Path, fingerprints: Mapping[str, str], facts: Mapping[str, Any]) -> None:
+    """Write what the task took from the data, and which data those were."""
+    content = {"format": _FACTS, "fingerprints": dict(fingerprints), "facts": dict(facts)}
+    write_file(run / "facts.json", proof.seal(content))
+
+
+def read_facts(run: Path) -> dict[str, Any]:
+    """``fingerprints`` of the splits and ``facts``, proven. Raises CheckpointError."""
+    path = run / "facts.json"
+    try:
+        content = proof.unseal(proof.read(path), _FACTS)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    if not all(isinstance(content.get(name), dict) for name in ("fingerprints", "facts")):
+        raise CheckpointError(f"{path}: cannot be read (it holds no fingerprints and facts)")
     return content
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from sensorium import config as configuration
@@ -22,9 +25,9 @@ from sensorium.engine.settings import RunConfig, config_class
 from sensorium.engine.stages import learnable
 from sensorium.engine.tracking import Level, Tracker
 from sensorium.errors import CheckpointError
-from sensorium.files import write_json
 
 Say = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 
 class Mute:
@@ -56,6 +59,24 @@ class Mute:
 
     def say(self, text: str) -> None:
         pass
+
+
+class Best(configuration.Section):
+    """The best validation so far."""
+
+    step: int = Field(ge=0)
+    value: float = Field(allow_inf_nan=True)
+
+
+class State(configuration.Section):
+    """What ``state.json`` holds: what ``Progress`` dumps."""
+
+    step: int = Field(ge=0)
+    best: Best | None
+    stage_ends: list[int]
+    replaced: int = Field(ge=0)
+    scaler: dict[str, float]
+    guard: dict[str, int]
 
 
 @dataclass
@@ -105,12 +126,13 @@ def build_task(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The task and its facts: those stored with a resumed run, or taken from the data of a new one."""
     prints = fingerprints(sources)
-    path = folder / "facts.json"
 
     def stored_or_new() -> dict[str, Any]:
-        if not path.exists():
-            write_json(path, {"fingerprints": prints, "facts": family.facts(config, sources)})
-        return rundir.read_json(path)
+        if not os.path.lexists(folder / "facts.json"):
+            if checkpoint.named(folder):  # taken anew, they could be those of other data, and nobody would know
+                raise CheckpointError(f"{folder}: facts.json is gone; copy it back, or train anew in another folder")
+            rundir.write_facts(folder, prints, family.facts(config, sources))
+        return rundir.read_facts(folder)
 
     stored = backend.from_main(stored_or_new)
     require_same_data(folder, stored, prints)
@@ -160,6 +182,37 @@ def load_weights(
     task.load_state_dict(weights, strict=False)
 
 
+def load(path: Path, family: str) -> checkpoint.Content:
+    """A checkpoint of a run, every byte proven, with a state as this version writes it. Raises CheckpointError."""
+    content = checkpoint.load(path, family)
+    _prove_state(path, content.state)
+    return content
+
+
+def _prove_state(path: Path, state: dict[str, Any]) -> None:
+    try:
+        found = State.model_validate(state, strict=True)
+    except ValidationError as error:
+        reason = checkpoint.first_problem(error)
+        raise CheckpointError(f"{path}: {checkpoint.STATE} is not as this version writes it ({reason})") from None
+    if found.guard.keys() != Guard(0).dump().keys():
+        raise CheckpointError(f"{path}: {checkpoint.STATE} is not as this version writes it (guard)")
+    if found.step != checkpoint.check(path).step:
+        raise CheckpointError(f"{path}: {checkpoint.STATE} is that of step {found.step}")
+
+
+def newest(folder: Path, family: str) -> Iterator[tuple[Path, checkpoint.Content | str]]:
+    """As ``checkpoint.newest``, and a state that this version did not write is a reason, too."""
+    for path, content in checkpoint.newest(folder, family):
+        if not isinstance(content, str):
+            try:
+                _prove_state(path, content.state)
+            except CheckpointError as error:
+                yield path, f"passed over: {error}"
+                continue
+        yield path, content
+
+
 def restore(
     folder: Path, task: nn.Module, parameters: dict[str, nn.Parameter], config: RunConfig, say: Say
 ) -> Progress | None:
@@ -168,19 +221,33 @@ def restore(
     Raises CheckpointError when there are some, but none that can be used: starting anew would throw them away.
     """
     damaged = 0
-    for path, content in checkpoint.newest(folder, config.family):
+    for path, content in newest(folder, config.family):
         if isinstance(content, str):
             say(content)
             damaged += 1
             continue
         load_weights(task, parameters, content, path)
         progress = Progress.load(content.state, content.optimizer, config.guard.max_skipped)
-        if progress.best and not checkpoint.folder_of(folder, int(progress.best["step"])).is_dir():
-            say(f"The best checkpoint so far, of step {int(progress.best['step'])}, is gone: best is chosen anew")
+        if progress.best and (problem := _best_problem(folder, config.family, int(progress.best["step"]), path)):
+            say(f"The best checkpoint so far, of step {int(progress.best['step'])}, {problem}: best is chosen anew")
             progress.best = None
         return progress
     if damaged:
         raise CheckpointError(f"{folder}: none of its {damaged} checkpoints can be used; train anew in another folder")
+    return None
+
+
+def _best_problem(folder: Path, family: str, step: int, proven: Path) -> str | None:
+    """Why the best checkpoint could not be evaluated when the run ends; known now, there is time for another one."""
+    best = checkpoint.folder_of(folder, step)
+    if best == proven:
+        return None
+    if not best.is_dir():
+        return "is gone"
+    try:
+        checkpoint.prove(best, family)
+    except CheckpointError as error:
+        return f"cannot be used ({error})"
     return None
 
 
@@ -190,7 +257,7 @@ def warm_start(config: RunConfig) -> checkpoint.Content | None:
         return None
     path = Path(config.train.warm_start).expanduser()
     if path.is_dir():
-        return checkpoint.load(path, config.family)
+        return checkpoint.load(path.resolve(), config.family)
     found = portable.read_pt(path)
     if found.head.family != config.family:
         raise CheckpointError(f"{path}: weights of family {found.head.family!r}, not {config.family!r}")
@@ -217,18 +284,24 @@ def read_config(family: Family, folder: Path) -> RunConfig:
 
 
 def choose_checkpoint(folder: Path, family: str, which: str) -> Path:
-    """``best``, ``latest`` or the name of a checkpoint folder. Raises CheckpointError listing what there is."""
+    """``best``, ``latest`` or the name of a checkpoint folder. Raises CheckpointError listing what there is.
+
+    ``latest`` is the newest that is whole, of which ``best`` is asked for; one passed over is said on standard error.
+    """
     if which not in ("best", "latest"):
         chosen = folder / "checkpoints" / which
-        if not chosen.is_dir():
+        if Path(which).name != which or not chosen.is_dir():
             there = ", ".join(path.name for path in checkpoint.complete(folder)[0]) or "none"
             raise CheckpointError(f"{folder}: no checkpoint {which!r}; there are: best, latest, {there}")
         return chosen
-    latest = next((path for path, found in checkpoint.newest(folder, family) if not isinstance(found, str)), None)
-    if latest is None:
-        raise CheckpointError(f"{folder}: holds no complete checkpoint yet")
-    best = checkpoint.load(latest, family).state["best"] if which == "best" else None
-    return checkpoint.folder_of(folder, int(best["step"])) if best else latest
+    problem = "holds no complete checkpoint yet"
+    for path, found in newest(folder, family):
+        if not isinstance(found, str):
+            best = found.state["best"] if which == "best" else None
+            return checkpoint.folder_of(folder, best["step"]) if best else path
+        _log.warning("%s", found)
+        problem = "holds no checkpoint that can be used"
+    raise CheckpointError(f"{folder}: {problem}")
 
 
 def open_run(family: Family, folder: Path, which: str = "best") -> Loaded:
@@ -236,10 +309,10 @@ def open_run(family: Family, folder: Path, which: str = "best") -> Loaded:
     config = read_config(family, folder)
     path = choose_checkpoint(folder, family.name, which)
     reseed(config.seed, "weights")
-    facts = rundir.read_json(folder / "facts.json")["facts"]
+    facts = rundir.read_facts(folder)["facts"]
     task = family.task(config, facts)
     parameters = learnable(task)
-    content = checkpoint.load(path, family.name)
+    content = load(path, family.name)
     load_weights(task, parameters, content, path)
     return Loaded(folder, path, config, facts, task.eval(), checkpoint.digest_of(content.weights))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -18,9 +19,9 @@ from sensorium.data import media
 from sensorium.data.items import MODALITIES, Item, Modality
 from sensorium.engine.contract import Hit, Host, Loaded
 from sensorium.errors import CheckpointError, ConfigError
+from sensorium.families.thinking import index
 from sensorium.families.thinking.data import DataConfig, FeatureSource, collate, open_encoders, sources
 from sensorium.families.thinking.task import ThinkingTask
-from sensorium.files import new_folder, open_file, remove, write_json
 from sensorium.parts.encoders import Encoded, FrozenEncoder
 
 BATCH = 128  # rows embedded at once while the index is built
@@ -36,15 +37,15 @@ def identity_of(encoder: FrozenEncoder) -> Any:
 class Searcher:
     """A trained run with its encoders and its index. The index is built at the first search and kept in the run.
 
-    ``RUN/index/<digest of the weights>/`` holds ``<modality>.npy`` ``[items, D]`` (L2-normalised float32) and
-    ``index.json``; an index of other weights is refused. An exported model has no data: it encodes, over the encoders
-    that it was trained with and no others, and does not search.
+    The index (index.py) of other weights, or a damaged one, is refused. An exported model has no data: it encodes, over
+    the encoders that it was trained with and no others, and does not search.
     """
 
     def __init__(self, loaded: Loaded) -> None:
         assert isinstance(loaded.task, ThinkingTask)
         assert isinstance(loaded.config.data, DataConfig)
         self.loaded, self.task, self.data = loaded, loaded.task, loaded.config.data
+        self._matrices: dict[str, np.ndarray] = {}
 
     @cached_property
     def encoders(self) -> dict[Modality, FrozenEncoder]:
@@ -107,11 +108,10 @@ class Searcher:
             raise ConfigError(f"{self.loaded.run}: cannot search among {modality}; it knows {', '.join(self.encoders)}")
         if rerank:
             self._require_match(query, modality)
-        content = self.index
-        matrix = np.load(self._folder / f"{modality}.npy", mmap_mode="r")
-        scores = matrix @ embedding
+        items, rows = self.index["items"], self.index["rows"][modality]
+        scores = self._matrix(modality) @ embedding
         best = np.argsort(-scores, kind="stable")[: max(k, rerank)]
-        hits = [Hit(float(scores[i]), **content["items"][content["rows"][modality][i]]) for i in best]
+        hits = [Hit(float(scores[i]), **items[rows[i]]) for i in best]
         return self._matched(query, modality, hits)[:k] if rerank else hits
 
     def _require_match(self, query: Mapping[str, str], modality: str) -> None:
@@ -148,15 +148,20 @@ class Searcher:
         return self.loaded.run / "index" / self.loaded.digest[:16]
 
     @cached_property
+    def _table(self) -> index.Table:
+        if not os.path.lexists(self._folder / index.TABLE):
+            self.build_index()
+        return index.read(self._folder, self.loaded.digest)
+
+    @cached_property
     def index(self) -> dict[str, Any]:
         """The index's table of items; built from the run's whole data set when it is not there yet."""
-        path = self._folder / "index.json"
-        if not path.exists():
-            self.build_index()
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if content["digest"] != self.loaded.digest:
-            raise CheckpointError(f"{path}: an index of other weights; delete {self._folder} to build it anew")
-        return content
+        return self._table.model_dump()
+
+    def _matrix(self, modality: str) -> np.ndarray:
+        if modality not in self._matrices:  # proven once, not at each search
+            self._matrices[modality] = index.open_matrix(self._folder, self._table, modality)
+        return self._matrices[modality]
 
     def build_index(self) -> None:
         """Embed every distinct text, picture and recording of the run's data set; appears by one rename."""
@@ -174,12 +179,7 @@ class Searcher:
                 before += len(split)
             vectors[modality] = torch.cat(parts).numpy()
         content = {"digest": self.loaded.digest, "rows": rows, "items": [_describe(item) for item in items]}
-        remove(self._folder)
-        with new_folder(self._folder) as folder:
-            for modality, array in vectors.items():
-                with open_file(folder / f"{modality}.npy", "wb") as file:
-                    np.save(file, array)
-            write_json(folder / "index.json", content)
+        index.write(self._folder, content, vectors)
 
     def _embed(self, split: FeatureSource, modality: Modality, rows: Sequence[int] | np.ndarray) -> Tensor:
         with torch.inference_mode():
