@@ -157,7 +157,7 @@ def test_a_run_on_another_file_system(whole: Path, tmp_path: Path) -> None:
 
 
 def test_the_exit_code_is_three(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with on(Failing(errno.ENOSPC, ("write",))), pytest.raises(SystemExit) as end:
+    with on(Failing(errno.ENOSPC, ("mkdir",))), pytest.raises(SystemExit) as end:
         shown(lambda: train(tmp_path / "run"))
     assert end.value.code == 3
     [line] = capsys.readouterr().err.splitlines()

@@ -21,7 +21,7 @@ from toy_variants import FRAGILE_TWO_STAGES
 from sensorium.engine import checkpoint, loop, order
 from sensorium.engine.contract import Family, Host, Sources
 from sensorium.engine.settings import RunConfig
-from sensorium.errors import RunError
+from sensorium.errors import Interrupted
 
 EACH_STEP = {"checkpoint": {"every_steps": 1, "keep": 50}, "evaluate": {"every_steps": 5}}
 
@@ -227,7 +227,7 @@ def test_a_signal_saves_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_step", interrupted)
-        with pytest.raises(RunError, match="stopped at step 5; saved"):
+        with pytest.raises(Interrupted, match="stopped at step 5; saved"):
             run(part, config)
     run(part, config, resume=True)
     assert_equal_runs(whole, part)
