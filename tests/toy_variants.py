@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from helpers import TOY, TOY_TWO_STAGES, ToyData, ToyModel, ToySource, ToyTask
 from pydantic import Field
 from torch import Tensor, nn
 
 from sensorium.engine import settings
+from sensorium.engine.backend import Backend
 from sensorium.engine.contract import Batch, Family, Host, Output, Sources, Stage
 
 
@@ -85,3 +88,18 @@ FAMILIES: Mapping[str, Family] = {
     "fragile": FRAGILE,
     "fragile in stages": FRAGILE_TWO_STAGES,
 }
+
+
+@contextmanager
+def scaled(scale: float | None) -> Iterator[None]:
+    """Give every run a loss scaler that begins with ``scale``: a CPU has no fp16, but the scaler does not mind."""
+    with pytest.MonkeyPatch.context() as patch:
+        if scale is not None:
+            begin = Backend.__init__
+
+            def with_scaler(self: Backend, train: settings.Train) -> None:
+                begin(self, train)
+                self._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=4)
+
+            patch.setattr(Backend, "__init__", with_scaler)
+        yield

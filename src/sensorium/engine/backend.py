@@ -113,7 +113,9 @@ class Backend:
 
     def finish_step(self, factor: float, clip: float | None) -> tuple[float, bool]:
         """Scale gradients, clip, step. Returns the gradient norm before clipping and whether the weights moved."""
-        self._accelerator.unscale_gradients()
+        scaler = self._accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(self._plain)
         gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
         if factor != 1.0:
             torch._foreach_mul_(gradients, factor)
@@ -121,16 +123,22 @@ class Backend:
         finite = norm - norm == 0.0
         if finite and clip is not None and norm > clip:
             torch._foreach_mul_(gradients, clip / (norm + 1e-6))
-        scaler = self._accelerator.scaler
-        if scaler is not None:
-            self._optimizer.step()  # skips such a step by itself, and lowers its scale
+        if scaler is None:
+            if finite:
+                self._plain.step()
         elif finite:
-            self._plain.step()
+            self._optimizer.step()  # and looks after the scale
+        else:
+            # Not left to the scaler: it does not see a norm that overflows over finite gradients, and AdamW would make
+            # itself a state in a step that it skips.
+            scaler.update()
         self._plain.zero_grad()
         return norm, finite
 
-    def drop_step(self) -> None:
-        """Forget the gradients of a step whose loss was not finite."""
+    def drop_step(self, loss: Tensor) -> None:
+        """Forget the gradients of a step that ends here, as ``loss`` was not finite on one of the processes."""
+        if self.world > 1:  # DDP would take the next step's first backward pass for the one that it still waits for
+            self.backward(loss)
         self._plain.zero_grad()
 
     def any(self, flag: bool) -> bool:

@@ -22,6 +22,7 @@ from sensorium.engine import checkpoint, optim, rundir, signals, tracking
 from sensorium.engine import evaluate as evaluation
 from sensorium.engine.backend import Backend
 from sensorium.engine.contract import Batch, Evaluation, Family, Listener, Saved, Source
+from sensorium.engine.guard import Buffers
 from sensorium.engine.loader import Batches, TrainingRows
 from sensorium.engine.order import Clock, Order, Share, total_steps
 from sensorium.engine.report import write_report
@@ -152,8 +153,9 @@ def _train(job: _Job) -> Evaluation | None:
         share = Share(batch_size, parts, backend.world)
         clock = Clock(length, batch_size, total)
         frozen = frozen_digest(task, parameters)
-        run = Run(folder, family, config, backend, sources, task, parameters, frozen, order, share, clock, progress, tracker, stop.received)  # fmt: skip  # noqa: E501
+        run = Run(folder, family, config, backend, sources, task, parameters, frozen, Buffers(task), order, share, clock, progress, tracker, stop.received)  # fmt: skip  # noqa: E501
         _announce(run, listener)
+        progress.processes = backend.world
         begun = time.monotonic()
         for span in plan:
             if progress.step < span.end:
@@ -181,6 +183,12 @@ def _announce(run: Run, listener: Listener | None) -> None:
     say(f"Parameters: {trainable:,} trainable, {frozen:,} frozen in the task")
     if run.progress.step:
         say(f"Resumed at step {run.progress.step} of {clock.total}")
+        before, now = run.progress.processes, run.backend.world
+        if before is not None and before != now:
+            say(
+                f"Processes: {before} until now, {now} from here: the same samples at each step, but floating point "
+                "sums and draws within the model differ, so not bit for bit what it would have been"
+            )
     if listener is not None:
         precision = run.backend.precision_note or run.backend.precision
         listener.begun(run.config, run.sources, run.backend.device, precision)
@@ -223,6 +231,7 @@ def _step(run: Run, model: nn.Module, stream: Iterator[Batch], step: int) -> dic
     micros = [next(stream) for _ in range(share.micro_batches)]
     logs: dict[str, float] = {}
     weight = 0.0
+    run.buffers.keep()
     for micro, loaded in enumerate(micros):
         batch = {name: tensor.to(backend.device, non_blocking=True) for name, tensor in loaded.items()}
         batch["step"] = torch.tensor(step)
@@ -231,7 +240,7 @@ def _step(run: Run, model: nn.Module, stream: Iterator[Batch], step: int) -> dic
         with backend.micro_batch(last=last):
             output = model(batch)
             if backend.any(not bool(torch.isfinite(output.loss))):
-                backend.drop_step()
+                backend.drop_step(output.loss)
                 return _skip(run, step, "loss", {})
             # Sums now, one division at the end: right also when micro-batches hold different numbers of items.
             backend.backward(output.loss * (output.weight / (share.rows * share.micro_batches)))
@@ -253,6 +262,9 @@ def _step(run: Run, model: nn.Module, stream: Iterator[Batch], step: int) -> dic
 
 
 def _skip(run: Run, step: int, what: str, values: dict[str, float]) -> dict[str, float]:
+    # All take those of the main process: they are what a checkpoint holds, and DDP hands them on before a forward pass
+    # only when the one before it was the last of its step.
+    run.buffers.put_back(run.backend.from_main(run.buffers.kept))
     good, _ = checkpoint.complete(run.folder)
     line = run.progress.guard.skip(step + 1, what, str(good[-1]) if good else "none")
     run.tracker.event(step + 1, line, "warning")
