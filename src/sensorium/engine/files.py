@@ -13,6 +13,8 @@ from sensorium import proof
 from sensorium.errors import CheckpointError
 from sensorium.files import write_file
 
+_STEPS = 10**15  # more than any run has
+
 
 def plain(value: Any) -> Any:
     """``value`` as strict JSON knows it: NumPy scalars become numbers, NaN and infinities the words ``float`` reads.
@@ -53,7 +55,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             record = proof.parse(line)
         except ValueError as error:  # also UnicodeDecodeError
             raise CheckpointError(f"{path}: line {number} is damaged ({error})") from error
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        if not isinstance(record, dict) or type(record.get("step")) is not int or not 0 <= record["step"] < _STEPS:
             raise CheckpointError(f"{path}: line {number} is damaged (no object with a step)")
         records.append(record)
     return records

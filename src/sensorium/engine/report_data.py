@@ -257,6 +257,8 @@ def shown_number(value: Any) -> str:
 
 def shown_seconds(seconds: float) -> str:
     """``0.4 s``, ``42 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    if not math.isfinite(seconds):
+        return "n/a"
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 60:

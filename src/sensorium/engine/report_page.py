@@ -144,7 +144,7 @@ def _machine_tiles(data: RunData) -> list[tuple[str, str, str]]:
     frozen_text = "frozen n/a" if frozen is None else f"{_count(frozen)} frozen"
     finished = speed if data.summary else f"{speed} · not finished"
     return [
-        ("steps", "n/a" if steps is None else f"{int(steps):,}", finished),
+        ("steps", "n/a" if steps is None else f"{steps:,.0f}", finished),
         ("trained parameters", "n/a" if trainable is None else _count(trainable), frozen_text),
         ("time", shown_seconds(sum(seconds.values())) if seconds else "n/a", "all stages"),
         ("peak memory", "n/a" if memory is None else shown_bytes(memory), _text(data.environment.get("gpu") or "CPU")),

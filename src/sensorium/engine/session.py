@@ -292,7 +292,7 @@ def choose_checkpoint(folder: Path, family: str, which: str) -> Path:
     """
     if which not in ("best", "latest"):
         chosen = folder / "checkpoints" / which
-        if Path(which).name != which or not chosen.is_dir():
+        if which in ("", "..") or Path(which).name != which or not chosen.is_dir():
             there = ", ".join(path.name for path in checkpoint.complete(folder)[0]) or "none"
             raise CheckpointError(f"{folder}: no checkpoint {which!r}; there are: best, latest, {there}")
         return chosen

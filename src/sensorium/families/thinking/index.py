@@ -24,25 +24,18 @@ from sensorium.files import new_folder, open_file, remove, write_file
 
 FORMAT = 1
 TABLE = "index.json"
-
-
-class Entry(Section):
-    """One item of the data set; ``image`` and ``audio`` are paths."""
-
-    id: str
-    text: str | None
-    image: str | None
-    audio: str | None
+_ITEM = {"id", "text", "image", "audio"}
 
 
 class Table(Section):
-    """``rows``: for each modality the numbers of the items in its matrix; ``files``: sha256 of the matrices."""
+    """``rows``: for each modality the numbers of the items in its matrix; ``files``: sha256 of the matrices; ``items``:
+    of each item its ``id``, ``text``, and the paths ``image`` and ``audio``."""
 
     format: int
     digest: str
     rows: dict[str, list[int]]
     files: dict[str, str]
-    items: list[Entry]
+    items: list[dict[str, str | None]]
 
 
 def write(folder: Path, table: Mapping[str, Any], vectors: Mapping[str, np.ndarray]) -> None:
@@ -64,6 +57,8 @@ def read(folder: Path, digest: str) -> Table:
     path = folder / TABLE
     try:
         table = Table.model_validate(proof.unseal(proof.read(path), FORMAT), strict=True)
+        if any(item.keys() != _ITEM for item in table.items):
+            raise ValueError("its items are not ours")
     except (OSError, ValidationError, ValueError) as error:
         reason = "not one of ours" if isinstance(error, ValidationError) else error
         raise CheckpointError(f"{path}: damaged ({reason}); delete {folder} to build it anew") from error
