@@ -155,7 +155,6 @@ def _train(job: _Job) -> Evaluation | None:
         frozen = frozen_digest(task, parameters)
         run = Run(folder, family, config, backend, sources, task, parameters, frozen, Buffers(task), order, share, clock, progress, tracker, stop.received)  # fmt: skip  # noqa: E501
         _announce(run, listener)
-        progress.processes = backend.world
         begun = time.monotonic()
         for span in plan:
             if progress.step < span.end:
@@ -285,7 +284,7 @@ def _after_step(
     due = clock.due(step, config.checkpoint.every_steps, config.checkpoint.every_epochs)
     if due or better or saving or any(stopping) or last_of_stage:
         progress.optimizer = optim.export_state(optimizer, chosen)
-        progress.scaler = run.backend.write_state()
+        progress.scaler, progress.processes = run.backend.write_state(), run.backend.world
         if run.backend.is_main:
             weights = weights_of(run.task, run.parameters)
             run.tracker.settle()

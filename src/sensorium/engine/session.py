@@ -76,6 +76,7 @@ class State(configuration.Section):
     stage_ends: list[int]
     replaced: int = Field(ge=0)
     scaler: dict[str, float]
+    processes: int | None = Field(ge=1)
     guard: dict[str, int]
 
 
