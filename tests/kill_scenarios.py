@@ -40,7 +40,7 @@ from sensorium.engine.contract import Saved
 from sensorium.engine.portable import read_pt, write_pt
 from sensorium.engine.report import write_report
 
-TOY_RUN = {"train": {"steps": 3}, "checkpoint": {"every_steps": 1, "keep": 9}, "track": {"tensorboard": False}}
+TOY_RUN = {"train": {"steps": 3}, "checkpoint": {"every_steps": 1, "keep": 9}}
 
 
 @dataclass(frozen=True)

@@ -150,8 +150,10 @@ def branch(origin: Path, checkpoints: Sequence[Path], run: Path, files: Sequence
         for name in ("config.yaml", "facts.json", "environment.json", "metrics.jsonl", "times.jsonl"):
             if (origin / name).exists():
                 copy_file(origin / name, temporary / name)
-        for folder in checkpoints:
-            copy = temporary / "checkpoints" / folder.name
+        folders = {folder: temporary / "checkpoints" / folder.name for folder in checkpoints}
+        if (origin / "tensorboard").is_dir():
+            folders[origin / "tensorboard"] = temporary / "tensorboard"
+        for folder, copy in folders.items():
             make_folder(copy)
             for file in folder.iterdir():
                 copy_file(file, copy / file.name)
