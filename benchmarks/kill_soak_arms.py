@@ -50,8 +50,8 @@ def _equal(left: Path, right: Path) -> bool:
 
 @dataclass(frozen=True)
 class Sensorium:
-    """`thinking`, preset tiny, with what draws numbers and what is carried from step to step: dropout, a random number
-    of thinking steps, a queue of negatives."""
+    """`thinking`, preset tiny without sound, with what draws numbers and what is carried from step to step: dropout, a
+    random number of thinking steps, a queue of negatives."""
 
     name: str = "sensorium"
     steps: int = STEPS
@@ -66,7 +66,7 @@ class Sensorium:
         else:
             layer = {
                 "seed": seed,
-                "data": {"options": {"variants": 1}},
+                "data": {"options": {"variants": 1}, "audio_encoder": None},
                 "model": {"dropout": 0.1, "think_steps_max": 3, "queue": 32},
                 "train": {"steps": self.steps},
                 "checkpoint": {"every_steps": 1, "keep": 2},

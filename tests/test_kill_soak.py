@@ -61,7 +61,7 @@ PROGRAM = textwrap.dedent(
     """
 )
 KILLS = 30
-UNSAFE = {"saves into place": "torn", "draws from history": "different", "keeps what it logged": "half_written"}
+UNSAFE = {"saves into place": "torn", "draws from history": "different", "keeps what it logged": "different"}
 
 
 @pytest.fixture(scope="module")
