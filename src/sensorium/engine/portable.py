@@ -18,24 +18,28 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from torch import Tensor
 
+from sensorium import reading
 from sensorium.config import Section
 from sensorium.engine import checkpoint, rundir
 from sensorium.engine.contract import Saved
-from sensorium.errors import CheckpointError
+from sensorium.errors import CheckpointError, printable
 from sensorium.files import replacing
 
 FORMAT = 1
 _DAMAGE = (
     pickle.UnpicklingError,
+    zipfile.BadZipFile,
     RuntimeError,
     EOFError,
     ValueError,
@@ -53,6 +57,15 @@ class Native(Section):
     absolute: str
     relative: str
     manifest: str
+
+    @field_validator("absolute", "relative")
+    @classmethod
+    def _of_a_run(cls, path: str) -> str:
+        """The folder of a checkpoint in a run, as the engine names them."""
+        parts = Path(path).parts
+        if printable(path) != path or len(parts) < 2 or parts[-2] != "checkpoints" or not parts[-1].startswith("step_"):
+            raise ValueError("no folder of a checkpoint")
+        return path
 
 
 class Head(Section):
@@ -103,7 +116,7 @@ def write_pt(saved: Saved, path: Path) -> None:
     )
     body = {
         "config": rundir.stored_config(saved.run),
-        "facts": rundir.read_json(saved.run / "facts.json")["facts"],
+        "facts": rundir.stored_facts(saved.run)["facts"],
         "weights": content.weights,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,9 +125,12 @@ def write_pt(saved: Saved, path: Path) -> None:
 
 
 def read_pt(path: Path) -> Portable:
-    """Read a file that ``write_pt`` wrote. Raises CheckpointError for any other, in one line."""
+    """Read a file that ``write_pt`` wrote. Raises CheckpointError for any other, in one line. Runs no code in it."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with reading.open_plain(path) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a foreign pickle protocol
+            _require_stored(file)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except IsADirectoryError:
         raise CheckpointError(f"{path}: a folder; give a .pt file that training wrote") from None
     except OSError as error:
@@ -132,11 +148,29 @@ def read_pt(path: Path) -> Portable:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise CheckpointError(f"{path}: damaged at {place!r} ({error.errors()[0]['msg']})") from None
     config, facts, weights = body
-    if not all(isinstance(part, dict) for part in body) or not all(isinstance(w, Tensor) for w in weights.values()):
+    if not all(isinstance(part, dict) for part in body):
         raise CheckpointError(f"{path}: damaged; {', '.join(_BODY)} must be there")
+    if problem := reading.problem_of({"config": config, "facts": facts}):
+        raise CheckpointError(f"{path}: damaged; {problem}")
+    if not all(isinstance(name, str) and _is_plain(tensor) for name, tensor in weights.items()):
+        raise CheckpointError(f"{path}: damaged; its weights must be plain tensors by name")
+    if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) > path.stat().st_size:
+        raise CheckpointError(f"{path}: damaged; its weights claim more numbers than the file holds")
     if checkpoint.digest_of(weights) != head.weights_digest:
         raise CheckpointError(f"{path}: damaged (the checksum of its weights differs)")
     return Portable(path, head, config, facts, weights)
+
+
+def _require_stored(file: BinaryIO) -> None:
+    """torch packs nothing: a packed member may be a bomb. Raises BadZipFile."""
+    with zipfile.ZipFile(file) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise zipfile.BadZipFile("a packed member")
+    file.seek(0)
+
+
+def _is_plain(tensor: object) -> bool:
+    return type(tensor) is Tensor and tensor.layout is torch.strided and tensor.device.type == "cpu"
 
 
 def find_native(found: Portable) -> Path | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sensorium import config as configuration
+from sensorium import reading
 from sensorium.engine.files import read_lines
 from sensorium.engine.results import FOLDER, Result, read_result
 from sensorium.errors import CheckpointError, SensoriumError
@@ -104,11 +105,13 @@ def _attempt(reader: Any, path: Path, problems: list[str]) -> Any:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = reading.parse_json(reading.read_bytes(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: found a {type(content).__name__}; expected an object")
+    if problem := reading.problem_of(content):
+        raise CheckpointError(f"{path}: {problem}")
     return content
 
 
@@ -118,7 +121,10 @@ def number(value: Any) -> float | None:
         return None
     if isinstance(value, str) and value not in ("nan", "inf", "-inf"):
         return None
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
 
 
 def _curves(lines: Iterable[tuple[int, Mapping[str, Any]]]) -> dict[str, Curve]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import fcntl
 import glob
-import json
 import os
 import platform
 import shlex
@@ -33,8 +32,9 @@ from typing import Any
 import torch
 
 from sensorium import config as configuration
+from sensorium import reading
 from sensorium.engine.settings import RunConfig
-from sensorium.errors import CheckpointError, ConfigError
+from sensorium.errors import CheckpointError, ConfigError, printable
 from sensorium.files import copy_file, free_name, sync_folder, write_file, write_json
 
 _LEFT_BY_A_KILL = (".lock", ".config.yaml.tmp", ".environment.json.tmp", "environment.json")  # before there was a run
@@ -43,6 +43,10 @@ _LEFT_BY_A_KILL = (".lock", ".config.yaml.tmp", ".environment.json.tmp", "enviro
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Own the run folder until the block ends; the lock goes with the process, however it ends."""
+    if printable(str(run)) != str(run):
+        raise ConfigError(
+            f"{str(run)!r}: has signs in its name that cannot be written down; --run takes another folder"
+        )
     try:
         run.mkdir(parents=True, exist_ok=True)
         handle = (run / ".lock").open("a+")
@@ -165,11 +169,21 @@ def stored_config(run: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of the run folder. Raises CheckpointError when it is missing or damaged."""
+    """Read a JSON object of the run folder. Raises CheckpointError when it is missing or damaged."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = reading.parse_json(reading.read_bytes(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: found a {type(content).__name__}; expected an object")
+    return content
+
+
+def stored_facts(run: Path) -> dict[str, Any]:
+    """``facts.json`` with its ``fingerprints`` and ``facts``. Raises CheckpointError as ``read_json`` does."""
+    content = read_json(run / "facts.json")
+    if not all(isinstance(content.get(part), dict) for part in ("fingerprints", "facts")):
+        raise CheckpointError(f"{run / 'facts.json'}: damaged; fingerprints and facts must be there")
     return content
 
 
@@ -188,6 +202,6 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu_cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "command": shlex.join(sys.argv),
+        "command": printable(shlex.join(sys.argv)),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

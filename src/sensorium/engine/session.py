@@ -110,7 +110,7 @@ def build_task(
     def stored_or_new() -> dict[str, Any]:
         if not path.exists():
             write_json(path, {"fingerprints": prints, "facts": family.facts(config, sources)})
-        return rundir.read_json(path)
+        return rundir.stored_facts(folder)
 
     stored = backend.from_main(stored_or_new)
     require_same_data(folder, stored, prints)
@@ -236,7 +236,7 @@ def open_run(family: Family, folder: Path, which: str = "best") -> Loaded:
     config = read_config(family, folder)
     path = choose_checkpoint(folder, family.name, which)
     reseed(config.seed, "weights")
-    facts = rundir.read_json(folder / "facts.json")["facts"]
+    facts = rundir.stored_facts(folder)["facts"]
     task = family.task(config, facts)
     parameters = learnable(task)
     content = checkpoint.load(path, family.name)

@@ -27,7 +27,7 @@ from rich.text import Text
 from sensorium import config as configuration
 from sensorium.engine.files import cut_back, json_line
 from sensorium.engine.settings import Track
-from sensorium.errors import ConfigError
+from sensorium.errors import ConfigError, printable
 from sensorium.files import free_name, write_file
 
 if TYPE_CHECKING:  # the contract imports torch
@@ -81,7 +81,7 @@ class _Screen:
 
     def line(self, text: str, style: str = "") -> None:
         """Print one line above the bar. ``text`` is shown as it is, whatever brackets it holds."""
-        self.console.print(Text(text, style=style))
+        self.console.print(Text(printable(text), style=style))
 
     def close_bar(self) -> None:
         if self._bar is not None:
@@ -296,7 +296,7 @@ class Tracker:
         self._screen.line(text, style)
 
     def _write_log(self, text: str) -> None:
-        self._log.write(text + "\n")
+        self._log.write(printable(text) + "\n")
         self._log.flush()
 
     def _append(self, record: Mapping[str, Any]) -> None:

@@ -57,7 +57,11 @@ def converted(source: Path, cache: Path) -> Path:
 
 def _write_folder(source: Path, target: Path) -> None:
     tensors = read_model(source / "model.bin")
-    state = to_transformers(tensors)
+    try:
+        state = to_transformers(tensors)
+        config = _config(tensors, state)
+    except (ValueError, LookupError, TypeError) as error:
+        raise _no_whisper(source / "model.bin", error) from error
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(".tmp-*"):
         if time.time() - left.stat().st_mtime > 3600:  # of a process that was killed; this takes a second or two
@@ -65,7 +69,6 @@ def _write_folder(source: Path, target: Path) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=target.parent))
     try:
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
-        config = _config(tensors, state)
         (temporary / "config.json").write_text(json.dumps(config, indent=2))
         (temporary / "preprocessor_config.json").write_text(json.dumps(_preprocessor(config), indent=2))
         if (source / "tokenizer.json").is_file():
@@ -108,9 +111,11 @@ def read_model(path: Path) -> dict[str, np.ndarray]:
     try:
         return _parse(data)
     except (struct.error, UnicodeDecodeError, KeyError, ValueError) as error:
-        raise ConfigError(
-            f"{path} is not a Whisper model as CTranslate2 writes it ({error}); install the package again"
-        ) from error
+        raise _no_whisper(path, error) from error
+
+
+def _no_whisper(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{path} is not a Whisper model as CTranslate2 writes it ({error}); install the package again")
 
 
 def _parse(data: bytes) -> dict[str, np.ndarray]:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 from torch import Tensor
 
-from sensorium import exported
+from sensorium import exported, reading
 from sensorium.data import media
 from sensorium.data.items import MODALITIES, Item, Modality
 from sensorium.engine.contract import Hit, Host, Loaded
@@ -26,6 +27,23 @@ from sensorium.parts.encoders import Encoded, FrozenEncoder
 BATCH = 128  # rows embedded at once while the index is built
 DEFAULT_ANSWER: dict[Modality, Modality] = {"text": "image", "image": "text", "audio": "image"}
 ENCODERS = "encoders"  # in the facts: identities of the encoders that the model was trained over
+
+
+class _Row(BaseModel):
+    """An item as the index holds it."""
+
+    id: str
+    text: str | None
+    image: str | None
+    audio: str | None
+
+
+class _Index(BaseModel):
+    """``index.json``. ``rows``: of each modality, the item that a row of its matrix stands for."""
+
+    digest: str
+    rows: dict[str, list[NonNegativeInt]]
+    items: list[_Row]
 
 
 def identity_of(encoder: FrozenEncoder) -> Any:
@@ -107,8 +125,7 @@ class Searcher:
             raise ConfigError(f"{self.loaded.run}: cannot search among {modality}; it knows {', '.join(self.encoders)}")
         if rerank:
             self._require_match(query, modality)
-        content = self.index
-        matrix = np.load(self._folder / f"{modality}.npy", mmap_mode="r")
+        content, matrix = self.index, self._matrix(modality, len(embedding))
         scores = matrix @ embedding
         best = np.argsort(-scores, kind="stable")[: max(k, rerank)]
         hits = [Hit(float(scores[i]), **content["items"][content["rows"][modality][i]]) for i in best]
@@ -153,10 +170,34 @@ class Searcher:
         path = self._folder / "index.json"
         if not path.exists():
             self.build_index()
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            content = _Index.model_validate_json(reading.read_bytes(path), strict=True).model_dump()
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        except ValidationError as error:
+            raise self._damaged(path, error.errors()[0]["msg"]) from None
         if content["digest"] != self.loaded.digest:
             raise CheckpointError(f"{path}: an index of other weights; delete {self._folder} to build it anew")
+        if max((row for rows in content["rows"].values() for row in rows), default=-1) >= len(content["items"]):
+            raise self._damaged(path, "a row of no item")
         return content
+
+    def _matrix(self, modality: str, width: int) -> np.ndarray:
+        """``[items, width]`` of one modality, memory-mapped; nothing in the file is unpickled."""
+        path = self._folder / f"{modality}.npy"
+        try:
+            matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        except (ValueError, EOFError) as error:
+            raise self._damaged(path, str(error)) from error
+        expected = (len(self.index["rows"].get(modality, ())), width)
+        if not isinstance(matrix, np.ndarray) or matrix.dtype != np.float32 or matrix.shape != expected:
+            raise self._damaged(path, "another kind or number of rows")
+        return matrix
+
+    def _damaged(self, path: Path, reason: str) -> CheckpointError:
+        return CheckpointError(f"{path}: damaged ({reason}); delete {self._folder} to build it anew")
 
     def build_index(self) -> None:
         """Embed every distinct text, picture and recording of the run's data set; appears by one rename."""
