@@ -151,17 +151,21 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
-            raise ConfigError(f"{override!r} is not an override; write section.key=value, for example optim.lr=1e-4")
+            raise ConfigError(
+                f"{_cut(repr(override))} is not an override; write section.key=value, for example optim.lr=1e-4"
+            )
         try:
             value = _read_yaml(text)
         except _UNREADABLE as error:
-            raise ConfigError(f"{override!r}: the value cannot be read; put quotes around text with : or #") from error
+            raise ConfigError(
+                f"{_cut(repr(override))}: the value cannot be read; put quotes around text with : or #"
+            ) from error
         *parents, leaf = path.split(".")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise ConfigError(f"{override!r} contradicts an earlier override of {parent!r}")
+                raise ConfigError(f"{_cut(repr(override))} contradicts an earlier override of {parent!r}")
         node[leaf] = value
     if problem := reading.problem_of(tree):
         raise ConfigError(f"override {problem}")

@@ -72,7 +72,12 @@ def destination(remote: Remote, member: str) -> PurePosixPath | None:
     if strict.anchor or ".." in strict.parts or "\0" in member:
         raise DataError(f"{remote.name}: the member {_cut(member)!r} would leave the folder; nothing was unpacked")
     longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
-    if printable(member) != member or longest > _LONGEST_PART or len(os.fsencode(member)) > _LONGEST_NAME:
+    if (
+        printable(member) != member
+        or set("\n\t") & set(member)
+        or longest > _LONGEST_PART
+        or len(os.fsencode(member)) > _LONGEST_NAME
+    ):
         raise DataError(f"{remote.name}: the member {_cut(member)!r} has no possible name; nothing was unpacked")
     parts = path.parts
     if not parts or "__MACOSX" in parts or path.name.startswith("._") or path.name == ".DS_Store":
