@@ -1,4 +1,4 @@
-"""Shared test setup: one thread, no network, the caches in temporary folders."""
+"""Shared test setup: one thread, no network, the caches in temporary folders, the number of generated examples."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# The suite draws the same few examples each time; SENSORIUM_EXAMPLES=10000 draws so many others.
+EXAMPLES = os.environ.get("SENSORIUM_EXAMPLES")
+settings.register_profile("suite", max_examples=60, derandomize=True, deadline=None)
+settings.register_profile("soak", max_examples=int(EXAMPLES or 1), deadline=None)
+settings.load_profile("soak" if EXAMPLES else "suite")
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sensorium import __version__, cli_data
-from sensorium.errors import shown
+from sensorium.errors import printable, shown
 
 if TYPE_CHECKING:
     from sensorium.engine.contract import Family
@@ -183,11 +183,11 @@ def search(
         raise ConfigError("nothing to look for; give words, --image FILE or --audio FILE")
     hits = load(run).search(query, among, top, rerank)
     if as_json:
-        typer.echo(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False, indent=1))
+        typer.echo(printable(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False, indent=1)))
         return
     for place, hit in enumerate(hits, start=1):
         where = next((value for value in ({"audio": hit.audio}.get(among or ""), hit.image, hit.audio) if value), "")
-        typer.echo(f"{place:3}  {hit.score:6.3f}  {hit.text or hit.id}  {where}")
+        typer.echo(printable(f"{place:3}  {hit.score:6.3f}  {hit.text or hit.id}  {where}"))
 
 
 @app.command(epilog="Example: sensorium export runs/first --format hf --out models/first")

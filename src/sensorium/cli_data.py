@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sensorium.errors import printable
+
 if TYPE_CHECKING:
     from sensorium.data.acquire import Choices, Job
     from sensorium.data.catalog import Remote, Source
@@ -137,7 +139,7 @@ def _progress() -> Iterator[Watch]:
     quarters: dict[str, int] = {}
 
     def say(text: str) -> None:
-        bar.console.print(Text(text), soft_wrap=True)
+        bar.console.print(Text(printable(text)), soft_wrap=True)
 
     def move(what: str, done: int, total: int | None) -> None:
         if what not in tasks:
@@ -186,14 +188,14 @@ def verify(
 
     dataset = readers.read(reader, root, parse_overrides(options or []))
     for note in dataset.notes:
-        typer.echo(note)
+        typer.echo(printable(note))
     files = {path for item in dataset.items for path in (item.image, item.audio) if path is not None}
     with progress_bar("verify", len(files)) as advance:
         report = manage.verify_dataset(dataset, decode=decode, progress=advance)
     for split, counts in report.counts.items():
         typer.echo(f"{split:6} " + "  ".join(f"{name} {count:,}" for name, count in counts.items()))
     for problem in report.problems:
-        typer.echo(f"problem: {problem}", err=True)
+        typer.echo(printable(f"problem: {problem}"), err=True)
     if report.problems:
         raise typer.Exit(2)
     typer.echo("no overlap of the splits, no problem found")

@@ -21,6 +21,7 @@ import json5
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sensorium import reading
 from sensorium.errors import ConfigError
 
 SectionT = TypeVar("SectionT", bound="Section")
@@ -77,6 +78,12 @@ def _unique_mapping(loader: _Yaml, node: yaml.MappingNode) -> dict[Any, Any]:
 _Yaml.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
 
 
+_MOST_BYTES = 200_000  # of a configuration file; the parsers take a second for 20 kB
+# tomllib needs the square of a key's length.
+_LONG_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){64}""")
+_UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)  # json5 and tomllib raise ValueErrors
+
+
 def load_file(path: Path) -> dict[str, Any]:
     """Read YAML, JSON with comments, or TOML into a plain dictionary. Raises ConfigError with the place."""
     readers: dict[str, Callable[[str], Any]] = {
@@ -84,33 +91,58 @@ def load_file(path: Path) -> dict[str, Any]:
         ".yml": _read_yaml,
         ".json": _read_json,
         ".json5": _read_json,
-        ".toml": tomllib.loads,
+        ".toml": _read_toml,
     }
     if path.suffix.lower() not in readers:
         raise ConfigError(f"{path}: unknown kind of configuration file; allowed: {', '.join(readers)}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = reading.read_bytes(path, _MOST_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
     try:
         content = readers[path.suffix.lower()](text)
-    except (yaml.YAMLError, ValueError) as error:  # json5 and tomllib raise ValueErrors
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    except _UNREADABLE as error:
+        raise ConfigError(f"{path}: {_why(error)}") from error
     if content is None:
         return {}
+    if problem := reading.problem_of(content):
+        raise ConfigError(f"{path}: {problem}")
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: found a {type(content).__name__}; expected sections with keys")
     return content
 
 
 def _read_json(text: str) -> Any:
-    return json5.loads(text, allow_duplicate_keys=False)
+    try:
+        return reading.parse_json(text)
+    except ValueError:  # comments, perhaps; fifty times slower
+        return json5.loads(text, allow_duplicate_keys=False)
+
+
+def _read_toml(text: str) -> Any:
+    if _LONG_KEY.search(text):
+        raise ValueError("a key of more than 64 parts")
+    return tomllib.loads(text)
 
 
 def _read_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Yaml)
+    try:
+        return yaml.load(text, Loader=_Yaml)
+    except (TypeError, LookupError, AttributeError) as error:  # PyYAML lets these through
+        raise ValueError("a key that is a list or a section, or a value that is not what its !!tag says") from error
+
+
+def _why(error: Exception) -> str:
+    """The reason in one line of bearable length."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return _cut(" ".join(str(error).split()) or type(error).__name__)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 400 else f"{text[:400]} …"
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -119,18 +151,24 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
-            raise ConfigError(f"{override!r} is not an override; write section.key=value, for example optim.lr=1e-4")
+            raise ConfigError(
+                f"{_cut(repr(override))} is not an override; write section.key=value, for example optim.lr=1e-4"
+            )
         try:
             value = _read_yaml(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{override!r}: the value cannot be read; put quotes around text with : or #") from error
+        except _UNREADABLE as error:
+            raise ConfigError(
+                f"{_cut(repr(override))}: the value cannot be read; put quotes around text with : or #"
+            ) from error
         *parents, leaf = path.split(".")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise ConfigError(f"{override!r} contradicts an earlier override of {parent!r}")
+                raise ConfigError(f"{_cut(repr(override))} contradicts an earlier override of {parent!r}")
         node[leaf] = value
+    if problem := reading.problem_of(tree):
+        raise ConfigError(f"override {problem}")
     return tree
 
 
@@ -170,7 +208,7 @@ def _problem(model: type[Section], error: dict[str, Any]) -> str:
         return f"{dotted}: missing; a value is required"
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    found = "" if error["loc"] == () else f" (found {error['input']!r})"
+    found = "" if error["loc"] == () else f" (found {_cut(repr(error['input']))})"
     return f"{dotted}: {message}{found}"
 
 

@@ -17,7 +17,7 @@ from sensorium.engine.contract import Evaluation, Table
 from sensorium.engine.report import write_report
 from sensorium.engine.results import FOLDER
 from sensorium.engine.tables import print_evaluation, print_table
-from sensorium.errors import ConfigError
+from sensorium.errors import ConfigError, printable
 from sensorium.files import copy_file
 from sensorium.use import load
 
@@ -112,4 +112,4 @@ def _search(run: Path, queries: Sequence[str]) -> None:
         asked.append((f"the recording of {spoken['text']!r}", {"audio": spoken["audio"]}))
     for name, query in asked:
         hits = model.search(query, "image", 3)
-        typer.echo(f"{name} finds: " + ", ".join(f"{hit.text} ({hit.score:.2f})" for hit in hits))
+        typer.echo(printable(f"{name} finds: " + ", ".join(f"{hit.text} ({hit.score:.2f})" for hit in hits)))

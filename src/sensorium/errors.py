@@ -6,8 +6,13 @@ not called an error.
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable
+
+# What a terminal obeys instead of showing it: control characters (but the tabulator and the end of a line), other ends
+# of lines, overrides of the writing direction; and halves of surrogate pairs, which cannot be written at all.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class SensoriumError(Exception):
@@ -52,6 +57,11 @@ class Interrupted(Stopped):
     exit_code = 130  # what a shell makes of a process that SIGINT ended
 
 
+def printable(text: str) -> str:
+    """``text`` with what a terminal would obey written as ``\\u001b``, which is the same text inside JSON."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def shown(command: Callable[[], object]) -> None:
     """Run a command; errors of ours become one line on standard error and an exit code."""
     try:
@@ -62,7 +72,7 @@ def shown(command: Callable[[], object]) -> None:
         sys.exit(stop.exit_code)
     except SensoriumError as error:
         sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -19,11 +19,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sensorium import config as configuration
-from sensorium import proof
+from sensorium import reading
 from sensorium.engine import checkpoint, session
 from sensorium.engine.contract import Family, Loaded
 from sensorium.engine.results import FOLDER as RESULTS
@@ -42,6 +43,20 @@ _KINDS: dict[str, type] = {
     **dict.fromkeys(("model", "data", "facts"), dict),
     "seed": int,
 }  # of the values of config.json, whoever computed its checksum
+
+
+class _Described(BaseModel):
+    """What has to stand in ``config.json`` for the model to be built."""
+
+    export: str
+    family: str
+    preset: str
+    seed: int
+    digest: str
+    frozen: str
+    model: dict[str, Any]
+    data: dict[str, Any]
+    facts: dict[str, Any]
 
 
 def describe(loaded: Loaded, kind: str, data: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +117,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The proven content of ``config.json``. Raises CheckpointError: damaged, edited, foreign, of another format."""
     path = folder / CONFIG
     try:
-        content = proof.parse(proof.read(path))
+        content = reading.parse_json(reading.read_bytes(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict) or content.get("library") != LIBRARY:
@@ -113,9 +128,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: is damaged or was edited (its checksum differs); export anew, or load with `data={{...}}`"
         )
-    wrong = [name for name, kind in _KINDS.items() if not isinstance(content.get(name), kind)]
-    if wrong:
-        raise CheckpointError(f"{path}: is no description of an export; missing or of another kind: {', '.join(wrong)}")
+    try:
+        _Described.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise CheckpointError(f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
     return content
 
 
@@ -137,7 +154,10 @@ def read(family: Family, folder: Path) -> Loaded:
     settings = {key: content[key] for key in ("family", "preset", "seed", "model", "data")}
     config = configuration.build(config_class(family), settings, str(folder / CONFIG))
     reseed(config.seed, "weights")
-    task = family.task(config, content["facts"])
+    try:
+        task = family.task(config, content["facts"])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: its facts describe no model of {family.name} ({error})") from error
     state = checkpoint.Content(weights, {}, {}, content["frozen"])
     session.load_weights(task, learnable(task), state, folder / WEIGHTS)
     return Loaded(folder, folder / WEIGHTS, config, content["facts"], task.eval(), content["digest"])

@@ -14,7 +14,6 @@ A kill at any point costs at most the archive that was being unpacked its unpack
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sensorium import reading
 from sensorium.data import archives
 from sensorium.data.catalog import Remote, Source
 from sensorium.data.transfer import (
@@ -216,7 +216,7 @@ def _read_manifest(root: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = reading.parse_json(reading.read_bytes(path))
         if content["format"] != 1:
             raise ValueError(f"format {content['format']}")
         files: dict[str, dict[str, Any]] = content["files"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import gzip
 import lzma
@@ -13,14 +14,25 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO
+from typing import IO, Self
 
 from sensorium.data.catalog import Remote
 from sensorium.data.transfer import BLOCK, Watch
-from sensorium.errors import DataError
+from sensorium.errors import DataError, DiskError, printable
 from sensorium.files import make_folder, open_file, rename, require_space, told
 
+_LONGEST_PART, _LONGEST_NAME = 255, 2000  # bytes of a file's name and of a member's whole path
+_MOST_MEMBERS = 10_000_000
+_LARGEST_HEADER = 1 << 20  # bytes of a long name or of pax fields, which are read into memory at once
+_EXTENSIONS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, UnicodeError)
 
 
@@ -32,8 +44,8 @@ def unpack(remote: Remote, archive: Path, folder: Path, watch: Watch) -> None:
     """Fill the empty ``folder`` with the members of ``archive`` that ``remote`` wants, each where it belongs.
 
     Resource forks of macOS are left out. Raises DamagedArchiveError, and DataError: a member would leave the folder, is
-    a link or a device, comes twice or is encrypted; a wanted file is missing; the disk is too small. OSError: the disk
-    fails. The caller removes the folder then.
+    a link or a device, comes twice, is encrypted or has an impossible name; a wanted file is missing; the content is
+    far larger than announced, or the disk too small. OSError: the disk fails. The caller removes the folder then.
     """
     try:
         if remote.kind == "zip":
@@ -43,6 +55,10 @@ def unpack(remote: Remote, archive: Path, folder: Path, watch: Watch) -> None:
     except _DAMAGE as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(":")
         raise DamagedArchiveError(f"{archive}: damaged ({reason})") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise DamagedArchiveError(f"{archive}: damaged (its directory points out of it)") from error
     except NotImplementedError as error:
         raise DataError(f"{archive}: cannot be unpacked ({error})") from error
     names = {path.name for path in folder.rglob("*") if path.is_file()}
@@ -55,7 +71,15 @@ def destination(remote: Remote, member: str) -> PurePosixPath | None:
     """Where a member goes, relative to the root; None: it is not wanted. Raises DataError: it leads out of the root."""
     path, strict = PurePosixPath(member), PureWindowsPath(member)  # the latter knows drives and both separators
     if strict.anchor or ".." in strict.parts or "\0" in member:
-        raise DataError(f"{remote.name}: the member {member!r} would leave the folder; nothing was unpacked")
+        raise DataError(f"{remote.name}: the member {_cut(member)!r} would leave the folder; nothing was unpacked")
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if (
+        printable(member) != member
+        or set("\n\t") & set(member)
+        or longest > _LONGEST_PART
+        or len(os.fsencode(member)) > _LONGEST_NAME
+    ):
+        raise DataError(f"{remote.name}: the member {_cut(member)!r} has no possible name; nothing was unpacked")
     parts = path.parts
     if not parts or "__MACOSX" in parts or path.name.startswith("._") or path.name == ".DS_Store":
         return None
@@ -65,6 +89,10 @@ def destination(remote: Remote, member: str) -> PurePosixPath | None:
         levels = [number for number, part in enumerate(parts[:-1]) if part == remote.folder]
         parts = (remote.folder, *parts[levels[-1] + 1 if levels else 0 :])
     return PurePosixPath(*parts)
+
+
+def _cut(member: str) -> str:
+    return member if len(member) <= 100 else f"{member[:100]} …"
 
 
 def _unzip(remote: Remote, archive: Path, folder: Path, watch: Watch) -> None:
@@ -83,6 +111,7 @@ def _unzip(remote: Remote, archive: Path, folder: Path, watch: Watch) -> None:
                 raise _twice(remote, place)
             wanted[place] = info
         total = sum(info.file_size for info in wanted.values())
+        _require_announced(remote, total)
         require_space(folder, total, f"the content of {remote.name}")
         done = 0
         for place, info in wanted.items():
@@ -92,9 +121,15 @@ def _unzip(remote: Remote, archive: Path, folder: Path, watch: Watch) -> None:
 
 
 def _untar(remote: Remote, archive: Path, folder: Path, watch: Watch) -> None:
-    total = archive.stat().st_size
-    with archive.open("rb") as packed, tarfile.open(fileobj=packed, mode="r:*") as file:
-        for member in file:
+    total, done = archive.stat().st_size, 0
+    with archive.open("rb") as packed, tarfile.open(fileobj=packed, mode="r:*", tarinfo=_Member) as file:
+        for number in count():
+            member = file.next()
+            if member is None:
+                break
+            if number >= _MOST_MEMBERS:
+                raise DataError(f"{remote.name}: more than {_MOST_MEMBERS:,} members; nothing was unpacked")
+            file.members.clear()  # type: ignore[attr-defined]  # it would remember them all
             place = destination(remote, member.name)
             if place is None or member.isdir():
                 continue
@@ -103,16 +138,49 @@ def _untar(remote: Remote, archive: Path, folder: Path, watch: Watch) -> None:
                 raise _no_plain_file(remote, member.name)
             if (folder / place).exists():
                 raise _twice(remote, place)
+            _require_announced(remote, done + member.size)
             require_space(folder, member.size, f"{member.name} in {remote.name}")
-            _write(content, folder / place, member.size)
+            done += _write(content, folder / place, member.size)
             watch.move(f"unpack {remote.name}", packed.tell(), total)
         while file.fileobj and file.fileobj.read(BLOCK):  # to the checksum at the end of a compressed one
             pass
 
 
+class _Member(tarfile.TarInfo):
+    """Refuses headers that would fill the memory, and broken ones, which tarfile takes for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            member = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError:
+            if buf.strip(b"\0"):
+                raise tarfile.ReadError("a broken header") from None
+            raise
+        if member.type in _EXTENSIONS and member.size > _LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        return member
+
+
+def _require_announced(remote: Remote, size: int) -> None:
+    """Archives of which nobody published a checksum may be anything, and the disk may be large."""
+    if remote.unpacked is not None and size > 2 * remote.unpacked:
+        raise DataError(
+            f"{remote.name}: holds more than {size:,} bytes, about {remote.unpacked:,} are announced; nothing was "
+            "unpacked"
+        )
+
+
 def _write(content: IO[bytes], target: Path, size: int) -> int:
     """The number of bytes. Only plain files are ever made in a new folder, so no path in it can lead elsewhere."""
-    make_folder(target.parent)
+    try:
+        make_folder(target.parent)
+    except DiskError as error:
+        if isinstance(error.__cause__, FileExistsError | NotADirectoryError):
+            raise DataError(
+                f"{target.parent.name} is both a file and a folder of the archive; nothing was unpacked"
+            ) from None
+        raise
     with content, told(target), open_file(target, "xb") as file:
         shutil.copyfileobj(content, file, BLOCK)
         if file.tell() != size:

@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sensorium import proof
+from sensorium import reading
 from sensorium.errors import DataError, DiskError
 from sensorium.files import new_file, open_file
 
@@ -126,7 +126,7 @@ def open_shard(path: Path) -> Shard:
 def _parsed(path: Path, data: bytes) -> dict[str, Any]:
     """The head, with every value of its kind. Its sha256 keeps damage away, not what another program wrote."""
     try:
-        head = proof.parse(data)
+        head = reading.parse_json(data)
     except ValueError as error:
         raise DataError(f"{path}: damaged, its head cannot be read ({error})") from error
     sizes = ("entries", "width", "pooled_width", "body")

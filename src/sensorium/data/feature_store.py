@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sensorium import proof
+from sensorium import proof, reading
 from sensorium.data.feature_keys import Content, ContentKeys
 from sensorium.data.feature_shards import (
     SUFFIX,
@@ -228,7 +228,7 @@ def namespace(identity: Mapping[str, Any], dtype: str) -> str:
 def read_identity(path: Path) -> dict[str, Any]:
     """``identity.json``, proven. Raises DataError if it is damaged."""
     try:
-        return proof.unseal(proof.read(path), _SEALED)
+        return proof.unseal(reading.read_bytes(path), _SEALED)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: damaged ({error}); delete it, and it is written anew") from error
 

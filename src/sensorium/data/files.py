@@ -7,6 +7,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+from sensorium import reading
 from sensorium.errors import DataError
 
 
@@ -19,7 +20,7 @@ def cache_folder(name: str) -> Path:
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, with or without a byte order mark. Raises DataError naming file and reason."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return reading.read_bytes(path).decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

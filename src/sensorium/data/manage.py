@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from sensorium import reading
 from sensorium.data.items import SPLITS, DataSet, Item, Split
 from sensorium.data.media import load_audio, load_image
 from sensorium.data.readers import flickr8k, native
@@ -103,7 +104,7 @@ def _media(dataset: DataSet) -> dict[Path, str]:
 def _check_file(path: Path, kind: str) -> tuple[str, str]:
     """Digest of the bytes ("" if there are none) and what is wrong ("" if nothing is)."""
     try:
-        with path.open("rb") as file:
+        with reading.open_plain(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if kind == "image":
             load_image(path)

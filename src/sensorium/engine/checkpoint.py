@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sensorium import proof
+from sensorium import proof, reading
 from sensorium.config import Section
 from sensorium.errors import CheckpointError
 from sensorium.files import make_folder, remove, rename, require_space, write_by_library, write_file
@@ -157,7 +157,7 @@ def check(folder: Path) -> Manifest:
     if folder.is_symlink():
         raise CheckpointError(f"{folder}: is a link, not a checkpoint")
     try:
-        content = proof.unseal(proof.read(folder / MANIFEST, follow=False), FORMAT)
+        content = proof.unseal(reading.read_bytes(folder / MANIFEST, follow=False), FORMAT)
         manifest = Manifest.model_validate(content, strict=True)
     except OSError as error:
         reason = f"no readable {MANIFEST}: {error.strerror}"
@@ -208,7 +208,9 @@ def load(folder: Path, family: str) -> Content:
     """Read a checkpoint and prove every byte of it. Raises CheckpointError."""
     manifest = prove(folder, family)
     try:
-        state = proof.parse(proof.read(folder / STATE), infinite=True)  # a validation loss may be infinite
+        state = reading.parse_json(
+            reading.read_bytes(folder / STATE), infinite=True
+        )  # a validation loss may be infinite
         content = Content(load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER), state, manifest.frozen)
     except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{folder}: cannot be read ({error})") from error

@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from sensorium import proof
+from sensorium import reading
 from sensorium.errors import CheckpointError
 from sensorium.files import write_file
 
@@ -45,20 +45,24 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises CheckpointError naming the line when one before the last is damaged, or the file cannot be read.
     """
     try:
-        data = proof.read(path)
+        data = reading.read_bytes(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     *complete, _torn = data.split(b"\n")
     records = []
     for number, line in enumerate(complete, start=1):
         try:
-            record = proof.parse(line)
+            record = reading.parse_json(line)
         except ValueError as error:  # also UnicodeDecodeError
             raise CheckpointError(f"{path}: line {number} is damaged ({error})") from error
-        if not isinstance(record, dict) or type(record.get("step")) is not int or not 0 <= record["step"] < _STEPS:
+        if not isinstance(record, dict) or not _is_step(record.get("step")):
             raise CheckpointError(f"{path}: line {number} is damaged (no object with a step)")
         records.append(record)
     return records
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int) and abs(value) < 2**53
 
 
 def cut_back(path: Path, step: int) -> None:

@@ -20,28 +20,29 @@ import hashlib
 import json
 import os
 import pickle
-import stat
 import struct
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from torch import Tensor
 
-from sensorium import proof
+from sensorium import reading
 from sensorium.config import Section
 from sensorium.engine import checkpoint, rundir
 from sensorium.engine.contract import Saved
-from sensorium.errors import CheckpointError
+from sensorium.errors import CheckpointError, printable
 from sensorium.files import make_folder, replacing
 
 FORMAT = 2
 _DAMAGE = (
     pickle.UnpicklingError,
+    zipfile.BadZipFile,
     RuntimeError,
     EOFError,
     ValueError,
@@ -60,6 +61,15 @@ class Native(Section):
     absolute: str
     relative: str
     manifest: str
+
+    @field_validator("absolute", "relative")
+    @classmethod
+    def _of_a_run(cls, path: str) -> str:
+        """The folder of a checkpoint in a run, as the engine names them."""
+        parts = Path(path).parts
+        if printable(path) != path or len(parts) < 2 or parts[-2] != "checkpoints" or not parts[-1].startswith("step_"):
+            raise ValueError("no folder of a checkpoint")
+        return path
 
 
 class Head(Section):
@@ -121,7 +131,7 @@ def write_pt(saved: Saved, path: Path) -> None:
 
 
 def read_pt(path: Path) -> Portable:
-    """Read a file that ``write_pt`` wrote, and prove it. Raises CheckpointError for any other, in one line."""
+    """Read a file that ``write_pt`` wrote, and prove it. Raises CheckpointError for any other; no code in it is run."""
     content = _load(path)
     if not isinstance(content, dict) or not isinstance(content.get("format"), int) or "checkpoint" not in content:
         raise CheckpointError(f"{path}: not a file that this program wrote (it names no format and no checkpoint)")
@@ -134,14 +144,14 @@ def read_pt(path: Path) -> Portable:
         raise CheckpointError(f"{path}: damaged at {checkpoint.first_problem(error)}") from None
     if not all(isinstance(part, dict) for part in (config, facts, weights)):
         raise CheckpointError(f"{path}: damaged; {', '.join(_BODY)} must be there")
-    try:
-        intact = head.checksum(config, facts) == checksum
-    except (TypeError, ValueError, RecursionError):
-        intact = False
-    if not intact:
+    if problem := reading.problem_of({"config": config, "facts": facts}):
+        raise CheckpointError(f"{path}: damaged; {problem}")
+    if head.checksum(config, facts) != checksum:
         raise CheckpointError(f"{path}: damaged (the checksum of its values differs)")
-    if not all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in weights.items()):
-        raise CheckpointError(f"{path}: damaged; its weights must be tensors by name")
+    if not all(isinstance(name, str) and _is_plain(tensor) for name, tensor in weights.items()):
+        raise CheckpointError(f"{path}: damaged; its weights must be plain tensors by name")
+    if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) > path.stat().st_size:
+        raise CheckpointError(f"{path}: damaged; its weights claim more numbers than the file holds")
     try:
         intact = checkpoint.digest_of(weights) == head.weights_digest
     except RuntimeError:  # a tensor of strides that no file of ours has
@@ -154,18 +164,28 @@ def read_pt(path: Path) -> Portable:
 def _load(path: Path) -> Any:
     """What the file holds: tensors and plain values, for nothing else is read."""
     try:
-        kind = path.stat().st_mode
-        if stat.S_ISDIR(kind):
-            raise CheckpointError(f"{path}: a folder; give a .pt file that training wrote")
-        if not stat.S_ISREG(kind):  # opened, a FIFO would be waited for
-            raise CheckpointError(f"{path}: not a regular file; give a .pt file that training wrote")
-        with warnings.catch_warnings():
+        with reading.open_plain(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd pickles: the checksums say what they are worth
-            return torch.load(path, map_location="cpu", weights_only=True)
+            _require_stored(file)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except IsADirectoryError:
+        raise CheckpointError(f"{path}: a folder; give a .pt file that training wrote") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or 'damaged'})") from error
     except _DAMAGE as error:
         raise CheckpointError(f"{path}: damaged, or holds more than tensors and plain values") from error
+
+
+def _require_stored(file: BinaryIO) -> None:
+    """torch packs nothing: a packed member may be a bomb. Raises BadZipFile."""
+    with zipfile.ZipFile(file) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise zipfile.BadZipFile("a packed member")
+    file.seek(0)
+
+
+def _is_plain(tensor: object) -> bool:
+    return type(tensor) is Tensor and tensor.layout is torch.strided and tensor.device.type == "cpu"
 
 
 def find_native(found: Portable) -> Path | None:
@@ -194,6 +214,6 @@ def _runs(found: Portable) -> Iterator[Path]:
 
 def _manifest_digest(folder: Path) -> str | None:
     try:
-        return hashlib.sha256(proof.read(folder / checkpoint.MANIFEST)).hexdigest()
+        return hashlib.sha256(reading.read_bytes(folder / checkpoint.MANIFEST)).hexdigest()
     except OSError:
         return None

@@ -27,20 +27,22 @@ from sensorium.engine.report_data import (
 )
 from sensorium.engine.report_page import page
 from sensorium.engine.results import evaluation_to_json
+from sensorium.errors import printable
 from sensorium.files import write_file
 
 
 def write_report(run: Path) -> Path:
-    """Write the three reports atomically and return the path of ``report.html``.
+    """Write the three reports atomically and return the path of ``report.html``. Signs that a terminal would obey
+    stand in them as ``\\u001b``.
 
     Raises CheckpointError when ``run`` is no run folder.
     """
     data = load(run)
     content = json.dumps(plain(summary(data)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_file(run / "report.json", content.encode())
-    write_file(run / "report.md", markdown(data).encode())
+    write_file(run / "report.json", printable(content).encode())
+    write_file(run / "report.md", printable(markdown(data)).encode())
     target = run / "report.html"
-    write_file(target, page(data).encode())
+    write_file(target, printable(page(data)).encode())
     return target
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sensorium import config as configuration
-from sensorium import proof
+from sensorium import reading
 from sensorium.engine.files import read_lines
 from sensorium.engine.results import FOLDER, Result, read_result
 from sensorium.errors import CheckpointError, SensoriumError
@@ -105,11 +105,13 @@ def _attempt(reader: Any, path: Path, problems: list[str]) -> Any:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = proof.parse(proof.read(path))
+        content = reading.parse_json(reading.read_bytes(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: found a {type(content).__name__}; expected an object")
+    if problem := reading.problem_of(content):
+        raise CheckpointError(f"{path}: {problem}")
     return content
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+
+from sensorium import reading
 
 PICTURE_SIDE = 160  # pixels of the longer side
 SOUND_RATE = 16_000
@@ -66,9 +69,12 @@ class Media:
 def read_picture(path: Path) -> Picture | None:
     """A picture on white, at most ``PICTURE_SIDE`` pixels a side; None when it cannot be read."""
     try:
-        with Image.open(path) as opened:
+        with reading.open_plain(path) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            opened = Image.open(file, formats=reading.PICTURE_FORMATS)
             image = ImageOps.exif_transpose(opened).convert("RGBA")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, *reading.PICTURE_ERRORS):
         return None
     image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
     ground = Image.new("RGBA", image.size, "white")
@@ -78,20 +84,23 @@ def read_picture(path: Path) -> Picture | None:
 
 
 def read_sound(path: Path) -> Sound | None:
-    """The first ``SOUND_SECONDS`` as mono MP3 at 16 kHz; None when it cannot be read.
+    """The first ``SOUND_SECONDS`` as mono MP3 at 16 kHz; None when it cannot be read, or holds what is no sound.
 
     MP3 and not Ogg: every browser plays it, and Ogg streams carry a random serial number.
     """
     try:
+        reading.open_plain(path).close()  # a pipe would never answer
         with soundfile.SoundFile(path) as file:
             seconds, rate = file.frames / file.samplerate, file.samplerate
-            samples = file.read(SOUND_SECONDS * rate, dtype="float32", always_2d=True).mean(axis=1)
-    except (OSError, soundfile.LibsndfileError):
+            if not 1000 <= rate <= 768_000:
+                return None
+            samples = file.read(SOUND_SECONDS * rate, dtype="float32", always_2d=True).clip(-1, 1).mean(axis=1)
+    except (OSError, TypeError, soundfile.LibsndfileError):  # TypeError: a file called .raw
         return None
-    if samples.size == 0:
-        return None
-    if rate != SOUND_RATE:
+    if rate != SOUND_RATE and samples.size:
         samples = soxr.resample(samples, rate, SOUND_RATE)
+    if samples.size == 0 or not np.isfinite(samples).all():  # the encoder ends the process over NaN
+        return None
     data = io.BytesIO()
     soundfile.write(data, samples, SOUND_RATE, format="MP3", subtype="MPEG_LAYER_III", compression_level=0.7)
     return Sound(_address("audio/mpeg", data.getvalue()), seconds, _peaks(samples))

@@ -210,12 +210,12 @@ def _bars(measure: str, names: Sequence[str], results: Sequence[Result]) -> str:
     """One measure: for each of its metrics a bar for each result, with a stroke where chance lies."""
     chances = {name: chance_of(results, name) or 0.0 for name in names}
     values = [r.evaluation.metrics[name] for name in names for r in results if name in r.evaluation.metrics]
-    top = _round_up(max([*values, *chances.values(), 1e-12]))
+    top = _round_up(max([1e-12, *(value for value in (*values, *chances.values()) if math.isfinite(value))]))
     groups = []
     for name in names:
-        at = min(max(100 * chances[name] / top, 0), 100)
+        at = _percent(chances[name], top)
         bars = "".join(
-            f'<div class="bar"><i class="b{i % 8}" style="width:{min(max(100 * value / top, 0), 100):.2f}%"></i>'
+            f'<div class="bar"><i class="b{i % 8}" style="width:{_percent(value, top):.2f}%"></i>'
             f'<u style="left:{at:.2f}%"></u><b>{shown_number(value)}</b></div>'
             for i, result in enumerate(results)
             if (value := result.evaluation.metrics.get(name)) is not None
@@ -223,6 +223,11 @@ def _bars(measure: str, names: Sequence[str], results: Sequence[Result]) -> str:
         label = escape(parts_of(name)[0] or name)
         groups.append(f"<dt>{label} <small>chance {shown_number(chances[name])}</small></dt><dd>{bars}</dd>")
     return f'<figure class="bars"><figcaption><b>{escape(measure)}</b></figcaption><dl>{"".join(groups)}</dl></figure>'
+
+
+def _percent(value: float, top: float) -> float:
+    """Of ``top``, within 0 and 100; 0 for NaN."""
+    return 0.0 if math.isnan(value) else min(max(100 * value / top, 0.0), 100.0)
 
 
 def _round_up(value: float) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from sensorium import proof
+from sensorium import reading
 from sensorium.engine.contract import Evaluation
 from sensorium.engine.files import plain
 from sensorium.errors import CheckpointError
@@ -74,7 +74,7 @@ def write_result(run: Path, result: Result) -> Path:
 def read_result(path: Path) -> Result:
     """Read one evaluation. Raises CheckpointError with the file and the reason."""
     try:
-        content = proof.parse(proof.read(path))
+        content = reading.parse_json(reading.read_bytes(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict):

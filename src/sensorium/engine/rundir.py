@@ -32,9 +32,9 @@ from typing import Any
 import torch
 
 from sensorium import config as configuration
-from sensorium import proof
+from sensorium import proof, reading
 from sensorium.engine.settings import RunConfig
-from sensorium.errors import CheckpointError, ConfigError
+from sensorium.errors import CheckpointError, ConfigError, printable
 from sensorium.files import (
     copy_file,
     free_name,
@@ -61,6 +61,10 @@ def locked(run: Path) -> Iterator[None]:
 
     Raises CheckpointError naming the process that owns it, DiskError for a place that cannot hold or lock a folder.
     """
+    if printable(str(run)) != str(run):
+        raise ConfigError(
+            f"{str(run)!r}: has signs in its name that cannot be written down; --run takes another folder"
+        )
     make_folder(run)
     with open_file(run / ".lock", "a+") as handle:
         try:
@@ -187,7 +191,7 @@ def stored_config(run: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{run}: not a run folder (no config.yaml in it)")
     try:
-        text = proof.read(path).decode()
+        text = reading.read_bytes(path).decode()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     body = text.rpartition(_SEAL)[0]
@@ -202,7 +206,7 @@ def stored_config(run: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of the run folder. Raises CheckpointError when it is missing or damaged."""
     try:
-        content = proof.parse(proof.read(path))
+        content = reading.parse_json(reading.read_bytes(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict):
@@ -220,7 +224,7 @@ def read_facts(run: Path) -> dict[str, Any]:
     """``fingerprints`` of the splits and ``facts``, proven. Raises CheckpointError."""
     path = run / "facts.json"
     try:
-        content = proof.unseal(proof.read(path), _FACTS)
+        content = proof.unseal(reading.read_bytes(path), _FACTS)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     if not all(isinstance(content.get(name), dict) for name in ("fingerprints", "facts")):
@@ -247,6 +251,6 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu_cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "command": shlex.join(sys.argv),
+        "command": printable(shlex.join(sys.argv)),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -158,7 +158,7 @@ _LENGTHS = ("epochs", "steps")
 
 def resolve(family: Family, preset: str, *layers: Mapping[str, Any], origin: str = "configuration") -> RunConfig:
     """Precedence: preset < layers in their order. Raises ConfigError with all problems at once."""
-    if preset not in family.presets:
+    if not isinstance(preset, str) or preset not in family.presets:
         raise ConfigError(f"family {family.name!r} has no preset {preset!r}; it has: {', '.join(family.presets)}")
     other = next((str(layer["family"]) for layer in layers if layer.get("family", family.name) != family.name), None)
     if other is not None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from sensorium.engine.contract import Evaluation, Table
+from sensorium.errors import printable
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -14,7 +16,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     for table in evaluation.tables:
         print_table(table)
     for warning in evaluation.warnings:
-        Console(highlight=False).print(f"warning: {warning}", style="red")
+        Console(highlight=False).print(Text(printable(f"warning: {warning}"), style="red"))
 
 
 def print_table(table: Table) -> None:
@@ -27,14 +29,23 @@ def print_table(table: Table) -> None:
 
 def _as_rich(table: Table) -> RichTable:
     shown = RichTable(
-        box=SIMPLE_HEAD, title=table.title, caption=table.note or None, title_justify="left", caption_justify="left"
+        box=SIMPLE_HEAD,
+        title=_text(table.title),
+        caption=_text(table.note) if table.note else None,
+        title_justify="left",
+        caption_justify="left",
     )
     for number, column in enumerate(table.columns):
         text = any(isinstance(row[number], str) for row in table.rows)
-        shown.add_column(column, justify="left" if text else "right")
+        shown.add_column(_text(column), justify="left" if text else "right")
     for row in table.rows:
-        shown.add_row(*(_cell(value) for value in row))
+        shown.add_row(*(_text(_cell(value)) for value in row))
     return shown
+
+
+def _text(text: str) -> Text:
+    """As it is: brackets are no markup, and a terminal obeys nothing in it."""
+    return Text(printable(text))
 
 
 def _cell(value: str | float | int | None) -> str:

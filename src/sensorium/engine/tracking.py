@@ -27,7 +27,7 @@ from sensorium import config as configuration
 from sensorium.engine.curves import PREFIX, EventFile
 from sensorium.engine.files import cut_back, json_line
 from sensorium.engine.settings import Track
-from sensorium.errors import ConfigError
+from sensorium.errors import ConfigError, printable
 from sensorium.files import free_name, make_folder, open_file, rename, sync, told, write_file
 
 if TYPE_CHECKING:  # the contract imports torch
@@ -81,7 +81,7 @@ class _Screen:
 
     def line(self, text: str, style: str = "") -> None:
         """Print one line above the bar. ``text`` is shown as it is, whatever brackets it holds."""
-        self.console.print(Text(text, style=style))
+        self.console.print(Text(printable(text), style=style))
 
     def close_bar(self) -> None:
         if self._bar is not None:
@@ -288,7 +288,7 @@ class Tracker:
         self._screen.line(text, style)
 
     def _write_log(self, text: str) -> None:
-        _write(self._log, text + "\n")
+        _write(self._log, printable(text) + "\n")
 
     def _append(self, record: Mapping[str, Any]) -> None:
         _write(self._metrics, json_line(record))

@@ -28,7 +28,8 @@ from sensorium.parts.encoders_base import (
     freeze,
     load_pretrained,
     quiet,
-    read_json,
+    read_config,
+    reason,
     weights_digest,
 )
 
@@ -116,7 +117,7 @@ def pool_frames(frames_FD: Tensor, size: int) -> Tensor:
 def open_audio_folder(folder: Path, request: Request) -> AudioEncoder:
     """A Hugging Face folder with Whisper (only its encoder is loaded), AST or a waveform model. Raises ConfigError."""
     name = request.name
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     kind = config.get("model_type")
     if kind == "whisper":
         # In the file the encoder is one part of a larger model.
@@ -229,11 +230,11 @@ def _values(extractor: Any, keys: Sequence[str]) -> dict[str, Any]:
 def _extractor(folder: Path, name: str) -> Any:
     try:
         with quiet():
-            extractor = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+            extractor = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except LOAD_ERRORS as error:
         raise ConfigError(
             f"audio encoder {name}: {folder} has no feature extractor that can be loaded "
-            f"({str(error).splitlines()[0]}); give a folder with preprocessor_config.json"
+            f"({reason(error)}); give a folder with preprocessor_config.json"
         ) from error
     if extractor.sampling_rate != SAMPLE_RATE:
         raise ConfigError(f"audio encoder {name}: it hears {extractor.sampling_rate} Hz; only 16000 Hz is allowed")

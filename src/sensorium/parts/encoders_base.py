@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -164,11 +167,25 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a model folder. Raises ConfigError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); give a complete Hugging Face folder") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds no JSON object; give a complete Hugging Face folder")
     return value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a model folder. Raises ConfigError, also when it wants code from the hub to run, and for files
+    that cannot be read to an end (pipes, devices)."""
+    strange = [path.name for path in sorted(folder.iterdir()) if not (path.is_file() or path.is_dir())]
+    if strange:
+        raise ConfigError(f"{folder / strange[0]} is no plain file; give a complete Hugging Face folder")
+    config = read_json(folder / "config.json")
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for key, value in (pair for part in parts for pair in part.items()):
+        if key.endswith("attn_implementation") and isinstance(value, str) and "/" in value:
+            raise ConfigError(f"{folder / 'config.json'} wants code of the hub to run ({key}: {value}): never done")
+    return config
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
@@ -184,21 +201,44 @@ def config_digest(config: Mapping[str, Any]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and load reports of transformers; what matters in them becomes an error of ours."""
+    """No progress bars, warnings and load reports of transformers; what matters in them becomes an error of ours."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
 
 
-# What transformers raises for a folder that is incomplete, damaged or of another kind.
-LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
+# What transformers and torch raise for a folder that is incomplete, damaged, of another kind, or holds code.
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    EOFError,
+    AssertionError,
+    SafetensorError,
+    StrictDataclassError,
+    pickle.UnpicklingError,
+)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what a library says."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "its pickle is damaged, or holds more than tensors; code in it was not run"
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def load_pretrained(
@@ -215,11 +255,18 @@ def load_pretrained(
     try:
         with quiet():
             model, report = load(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, key_mapping=key_mapping
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
+                key_mapping=key_mapping,
+                weights_only=True,
+                trust_remote_code=False,
             )
     except LOAD_ERRORS as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"encoder {name}: {folder} cannot be loaded ({first}); give a complete folder") from error
+        raise ConfigError(
+            f"encoder {name}: {folder} cannot be loaded ({reason(error)}); give a complete folder"
+        ) from error
     if "pooler" in dict(model.named_children()):
         model.pooler = None
     wrong = sorted(

@@ -35,7 +35,8 @@ from sensorium.parts.encoders_base import (
     freeze,
     load_pretrained,
     quiet,
-    read_json,
+    read_config,
+    reason,
     weights_digest,
 )
 
@@ -92,16 +93,18 @@ class ImageEncoder(FrozenEncoder):
 def open_image_folder(folder: Path, request: Request) -> ImageEncoder:
     """A Hugging Face folder with a vision tower; of CLIP and SigLIP only that part is loaded. Raises ConfigError."""
     name = request.name
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     load, run = _vision_class(folder, config)
     model = load_pretrained(load, folder, name)
     try:
         with quiet():
-            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+            processor = AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, backend="pil"
+            )
     except LOAD_ERRORS as error:
         raise ConfigError(
             f"image encoder {name}: {folder} has no image processor that can be loaded "
-            f"({str(error).splitlines()[0]}); give a folder with preprocessor_config.json"
+            f"({reason(error)}); give a folder with preprocessor_config.json"
         ) from error
     return _transformer(model, run, processor, config_digest(config), request)
 
@@ -126,11 +129,12 @@ def open_efficientnet(file: Path, request: Request) -> ImageEncoder:
     """EfficientNet-Lite0 from a state dict of tensors. Raises ConfigError if a weight is missing, foreign or broken."""
     model = efficientnet.EfficientNetLite0()
     try:
-        model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), strict=True)
+        with quiet():
+            model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), strict=True)
     except LOAD_ERRORS as error:
         raise ConfigError(
             f"image encoder {request.name}: {file} does not hold the weights of EfficientNet-Lite0 "
-            f"({str(error).splitlines()[0]}); install its package again"
+            f"({reason(error)}); install its package again"
         ) from error
     identity = {
         "modality": "image",

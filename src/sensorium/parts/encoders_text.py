@@ -35,7 +35,8 @@ from sensorium.parts.encoders_base import (
     freeze,
     load_pretrained,
     quiet,
-    read_json,
+    read_config,
+    reason,
     weights_digest,
 )
 
@@ -104,7 +105,7 @@ class TextEncoder(FrozenEncoder):
 def open_text_folder(folder: Path, request: Request) -> TextEncoder:
     """A Hugging Face folder with an encoder of text and its tokenizer. Raises ConfigError."""
     name, options = request.name, request.options
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     if config.get("is_encoder_decoder") or config.get("is_decoder") or "vision_config" in config:
         raise ConfigError(
             f"text encoder {name}: {folder} holds a model of type {config.get('model_type')!r}; allowed are "
@@ -113,9 +114,11 @@ def open_text_folder(folder: Path, request: Request) -> TextEncoder:
     model = load_pretrained(AutoModel.from_pretrained, folder, name)
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except LOAD_ERRORS as error:
-        raise ConfigError(f"text encoder {name}: {folder} has no tokenizer that can be loaded ({error})") from error
+        raise ConfigError(
+            f"text encoder {name}: {folder} has no tokenizer that can be loaded ({reason(error)})"
+        ) from error
     longest = config.get("max_position_embeddings", options.max_tokens)
     if options.max_tokens > longest:
         raise ConfigError(f"text encoder {name}: max_tokens is {options.max_tokens}; the model reads at most {longest}")

@@ -53,7 +53,11 @@ def converted(source: Path, cache: Path) -> Path:
 
 def _write_folder(source: Path, target: Path) -> None:
     tensors = read_model(source / "model.bin")
-    state = to_transformers(tensors)
+    try:
+        state = to_transformers(tensors)
+        config = _config(tensors, state)
+    except (ValueError, LookupError, TypeError) as error:
+        raise _no_whisper(source / "model.bin", error) from error
     if target.is_dir() and not _is_whole(target):
         remove(target)
     try:
@@ -61,7 +65,6 @@ def _write_folder(source: Path, target: Path) -> None:
             write_by_library(
                 folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"})
             )
-            config = _config(tensors, state)
             write_json(folder / "config.json", config)
             write_json(folder / "preprocessor_config.json", _preprocessor(config))
             if (source / "tokenizer.json").is_file():
@@ -86,9 +89,11 @@ def read_model(path: Path) -> dict[str, np.ndarray]:
     try:
         return _parse(data)
     except (struct.error, UnicodeDecodeError, KeyError, ValueError) as error:
-        raise ConfigError(
-            f"{path} is not a Whisper model as CTranslate2 writes it ({error}); install the package again"
-        ) from error
+        raise _no_whisper(path, error) from error
+
+
+def _no_whisper(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{path} is not a Whisper model as CTranslate2 writes it ({error}); install the package again")
 
 
 def _parse(data: bytes) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hostile import Bomb
 from typer.testing import CliRunner
 
 import sensorium
@@ -89,6 +91,38 @@ def test_an_index_of_other_weights_is_refused(run: Path) -> None:
     with pytest.raises(CheckpointError, match="index of other weights"):
         assert sensorium.load(run).index
     path.write_bytes(data)
+
+
+def test_a_hostile_index_is_refused_and_nothing_in_it_is_run(run: Path, tmp_path: Path) -> None:
+    model, marker = sensorium.load(run), tmp_path / "marker"
+    assert model.search({"text": "x"}, "image")
+    folder = run / "index" / model.loaded.digest[:16]
+    matrix, table = folder / "image.npy", folder / "index.json"
+    right = matrix.read_bytes(), table.read_bytes()
+    rows = np.load(matrix)
+    for content in (np.array([Bomb(marker)]), rows[:-1], rows[:, :-1], rows.astype(np.float64)):
+        np.save(matrix, content)
+        with pytest.raises(CheckpointError, match=r"image\.npy: damaged .*; delete .* to build it anew"):
+            model.search({"text": "x"}, "image")
+    for data in (b"", pickle.dumps(Bomb(marker)), right[0][:200]):
+        matrix.write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"image\.npy: damaged"):
+            model.search({"text": "x"}, "image")
+    np.savez(folder / "image", rows=rows)
+    (folder / "image.npz").rename(matrix)
+    with pytest.raises(CheckpointError, match=r"image\.npy: damaged"):
+        model.search({"text": "x"}, "image")
+    matrix.write_bytes(right[0])
+    for text in ("", "[]", "{}", '{"a":' * 100_000, right[1].decode().replace('"rows": {', '"rows": {"x": [999999], ')):
+        table.write_text(text)
+        with pytest.raises(CheckpointError, match=r"index\.json: damaged"):
+            sensorium.load(run).search({"text": "x"}, "image")
+    table.write_bytes(right[1])
+    assert sensorium.load(run).search({"text": "x"}, "image")
+    assert not marker.exists()
+    np.save(tmp_path / "bomb.npy", np.array([Bomb(marker)]))
+    np.load(tmp_path / "bomb.npy", allow_pickle=True)
+    assert marker.exists()  # the twin: whoever allows pickles runs it
 
 
 def test_bad_queries_are_one_line(run: Path) -> None:

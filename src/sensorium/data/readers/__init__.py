@@ -6,14 +6,15 @@ It holds ``NAME``, ``SUMMARY``, ``LICENCE``, ``Options`` (a Section) and ``read(
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from sensorium.config import Section, build
-from sensorium.data.items import DataSet
-from sensorium.errors import ConfigError
+from sensorium.data.items import DataSet, Item
+from sensorium.errors import ConfigError, DataError
 
 
 class Reader(Protocol):
@@ -43,4 +44,17 @@ def load(name: str) -> Reader:
 def read(name: str, root: Path | None = None, options: Mapping[str, Any] | None = None) -> DataSet:
     """Read a data set. ``root`` None: the place the reader knows. Raises ConfigError (options) and DataError."""
     reader = load(name)
-    return reader.read(root, build(reader.Options, options or {}, f"options of the reader {name!r}"))
+    dataset = reader.read(root, build(reader.Options, options or {}, f"options of the reader {name!r}"))
+    for item in dataset.items:
+        _require_unicode(item)
+    return dataset
+
+
+def _require_unicode(item: Item) -> None:
+    """Reports and caches are UTF-8: what is not cannot be written down."""
+    words = (item.id, item.group, item.text or "", str(item.image or ""), str(item.audio or ""), *item.labels)
+    try:
+        "".join((*words, *item.meta, *item.meta.values())).encode()
+    except UnicodeEncodeError:
+        wrong = next((word for word in words if any("\ud800" <= sign <= "\udfff" for sign in word)), item.id)
+        raise DataError(f"{os.fsencode(wrong)!r}: the name of a file or folder is not UTF-8; rename it") from None

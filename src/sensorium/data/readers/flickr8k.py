@@ -12,16 +12,15 @@ A folder more or less above each of them does not matter; ``__MACOSX`` is not lo
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 
 from sensorium.config import Section
 from sensorium.data.files import read_text
@@ -41,6 +40,7 @@ _LISTS: dict[Split, str] = {
 }
 _KAGGLE, _KARPATHY = "captions.txt", "dataset_flickr8k.json"
 _KAGGLE_LINE = re.compile(r"(.+?\.jpg(?:\.\d+)?),(.*)")  # commas may stand in a caption: cut at the first ``.jpg,``
+_NUMBER = re.compile(r"[0-9]{1,4}")  # of a caption
 _DEPTH = 3  # folders below the root that are looked into
 
 Captions = dict[tuple[str, int], str]
@@ -138,12 +138,17 @@ def _images(root: Path, places: Mapping[str, Path]) -> dict[str, Path]:
     folder = next((places[name] for name in _IMAGE_FOLDERS if name in places and places[name].is_dir()), None)
     if folder is None:
         raise DataError(f"Flickr8k in {root}: the folder of photographs is missing ({IMAGES} or Images)")
-    images = {
-        path.name: path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".jpg" and path.name[0] != "."
-    }
+    images = {path.name: path for path in _listed(folder) if path.suffix.lower() == ".jpg" and path.name[0] != "."}
     if not images:
         raise DataError(f"Flickr8k in {root}: {folder.relative_to(root)} holds no photographs (.jpg)")
     return images
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
 
 
 def _captions(root: Path, places: Mapping[str, Path], karpathy: Mapping[str, Any]) -> Captions:
@@ -177,7 +182,7 @@ def _token_captions(path: Path) -> Captions:
     for number, line in _lines(path):
         key, tab, text = line.partition("\t")
         name, mark, k = key.rpartition("#")
-        if not (tab and mark and k.isdecimal()):
+        if not (tab and mark and _NUMBER.fullmatch(k)):
             raise DataError(f"{path}: line {number}: expected NAME.jpg#K, a tab and the caption (found {line[:60]!r})")
         if (name, int(k)) in captions:
             raise DataError(f"{path}: line {number}: {key} stands there already")
@@ -202,17 +207,34 @@ def _kaggle_captions(path: Path) -> Captions:
     return captions
 
 
+class _Sentence(BaseModel):
+    raw: str
+
+
+class _Image(BaseModel):
+    filename: str
+    split: Literal["train", "restval", "val", "test"]
+    sentences: list[_Sentence]
+
+
+class _Karpathy(BaseModel):
+    """What is taken of ``dataset_flickr8k.json``; it holds more."""
+
+    images: list[_Image]
+
+
 def _karpathy(path: Path) -> dict[str, tuple[Split, list[str]]]:
     """Split and captions by name of the picture."""
-    words: dict[str, Split] = {"train": "train", "restval": "train", "val": "val", "test": "test"}
     try:
-        return {
-            image["filename"]: (words[image["split"]], [sentence["raw"] for sentence in image["sentences"]])
-            for image in json.loads(read_text(path))["images"]
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: not the file of splits that Karpathy published ({reason})") from error
+        found = _Karpathy.model_validate_json(read_text(path), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ")
+        raise DataError(f"{path}: not the file of splits that Karpathy published ({reason})") from None
+    return {
+        image.filename: ("train" if image.split == "restval" else image.split, [one.raw for one in image.sentences])
+        for image in found.images
+    }
 
 
 def _splits(root: Path, places: Mapping[str, Path], karpathy: Mapping[str, tuple[Split, Any]]) -> dict[str, Split]:
@@ -241,7 +263,7 @@ def _sounds(places: Mapping[str, Path]) -> tuple[dict[tuple[str, int], _Recordin
     for name in ("wav2capt.txt", "wavs"):
         if name not in places or folder not in places[name].parents:
             raise DataError(f"{folder}: {name} is missing")
-    wavs = {path.name: path for path in places["wavs"].iterdir()}
+    wavs = {path.name: path for path in _listed(places["wavs"])}
     if not wavs:
         raise DataError(f"{places['wavs']}: holds no recordings")
     speakers = dict(_fields(places["wav2spk.txt"], 2)) if "wav2spk.txt" in places else {}
@@ -251,7 +273,7 @@ def _sounds(places: Mapping[str, Path]) -> tuple[dict[tuple[str, int], _Recordin
         lines += 1
         missing += wav not in wavs
         k = mark.removeprefix("#")
-        if wav in wavs and k.isdecimal():
+        if wav in wavs and _NUMBER.fullmatch(k):
             sounds[image, int(k)] = _Recording(wavs[wav], speakers.get(wav))
     if missing:
         raise DataError(f"{places['wavs']}: {missing} of {lines} recordings that wav2capt.txt names are missing")

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from sensorium import reading
 from sensorium.config import Section
 from sensorium.data.files import read_text
 from sensorium.data.items import DataSet, Item, Split
@@ -29,6 +30,7 @@ LICENCE = "as dataset.json beside the manifest says"
 MANIFEST = "manifest.jsonl"
 ABOUT = "dataset.json"
 _SHOWN = 20
+_NAME, _TEXT = 4096, 1_000_000  # most characters: as many as a path may have, and a long book
 
 
 class Options(Section):
@@ -46,12 +48,12 @@ class About(Section):
 class Line(Section):
     """One line of the manifest."""
 
-    id: str = Field(min_length=1)
+    id: str = Field(min_length=1, max_length=_NAME)
     split: Split
-    group: str | None = Field(None, min_length=1)
-    text: str | None = Field(None, min_length=1)
-    image: str | None = Field(None, min_length=1)
-    audio: str | None = Field(None, min_length=1)
+    group: str | None = Field(None, min_length=1, max_length=_NAME)
+    text: str | None = Field(None, min_length=1, max_length=_TEXT)
+    image: str | None = Field(None, min_length=1, max_length=_NAME)
+    audio: str | None = Field(None, min_length=1, max_length=_NAME)
     labels: tuple[str, ...] = ()
     time: float | None = None
     meta: dict[str, str] = Field({})
@@ -116,9 +118,13 @@ def _about(root: Path) -> About:
 def _line(text: str) -> Line | str:
     """The line, or what is wrong with it."""
     try:
-        return Line.model_validate_json(text, strict=True)
+        line = Line.model_validate_json(text, strict=True)
+        reading.parse_json(text)  # of a key that is given twice, pydantic takes the last
     except ValidationError as error:
         return _reasons(error)
+    except ValueError as error:
+        return str(error)
+    return line
 
 
 def _reasons(error: ValidationError) -> str:

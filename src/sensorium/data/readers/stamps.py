@@ -27,6 +27,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from sensorium import reading
 from sensorium.config import Section
 from sensorium.data.files import cache_folder, read_text
 from sensorium.data.grouping import merge, split_of
@@ -173,9 +174,7 @@ def _groups(stamps: Sequence[_Stamp]) -> dict[str, str]:
     """Group by name of stamp, the same whatever the options ask for."""
     files = {path for stamp in stamps for path in (stamp.image, stamp.effect, *stamp.speech.values()) if path}
     with ThreadPoolExecutor() as pool:
-        digests = dict(
-            zip(files, pool.map(lambda path: hashlib.sha256(path.read_bytes()).digest(), files), strict=True)
-        )
+        digests = dict(zip(files, pool.map(_digest, files), strict=True))
     keys = []
     for stamp in stamps:
         sounds = [*stamp.speech.values(), *([stamp.effect] if stamp.effect else [])]
@@ -183,6 +182,13 @@ def _groups(stamps: Sequence[_Stamp]) -> dict[str, str]:
         subject = stamp.name.removesuffix("_mirror")
         keys.append({subject, caption, digests[stamp.image], *(digests[sound] for sound in sounds)})
     return {stamp.name: stamps[first].name for stamp, first in zip(stamps, merge(keys), strict=True)}
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(reading.read_bytes(path)).digest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _require_languages(stamps: Sequence[_Stamp], options: Options, folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from sensorium import proof
+from sensorium import proof, reading
 from sensorium.config import Section
 from sensorium.errors import CheckpointError
 from sensorium.files import new_folder, open_file, remove, write_file
@@ -56,7 +56,7 @@ def read(folder: Path, digest: str) -> Table:
     those of ``digest``."""
     path = folder / TABLE
     try:
-        table = Table.model_validate(proof.unseal(proof.read(path), FORMAT), strict=True)
+        table = Table.model_validate(proof.unseal(reading.read_bytes(path), FORMAT), strict=True)
         if any(item.keys() != _ITEM for item in table.items):
             raise ValueError("its items are not ours")
     except (OSError, ValidationError, ValueError) as error:
