@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,20 @@ def test_an_index_of_other_weights_is_refused(run: Path) -> None:
     with pytest.raises(CheckpointError, match="index of other weights"):
         assert sensorium.load(run).index
     path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["index.json", "image.npy"])
+def test_a_damaged_index_is_refused_by_the_search(run: Path, name: str) -> None:
+    model = sensorium.load(run)
+    before = model.search({"text": "a red circle"}, "image", 3)
+    path = run / "index" / model.loaded.digest[:16] / name
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=rf"{name}: damaged \(.*delete .* to build"):
+        sensorium.load(run).search({"text": "a red circle"}, "image", 3)
+    shutil.rmtree(path.parent)
+    again = sensorium.load(run).search({"text": "a red circle"}, "image", 3)  # built anew
+    assert [(hit.id, hit.score) for hit in again] == [(hit.id, hit.score) for hit in before]
 
 
 def test_bad_queries_are_one_line(run: Path) -> None:
