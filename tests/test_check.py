@@ -25,7 +25,7 @@ from sensorium.engine import check_memory, loop
 from sensorium.engine.check_memory import Memory, read_peak, reset_peak, small_batches
 from sensorium.engine.contract import Batch, Family, Host, Output, Sources
 from sensorium.engine.settings import RunConfig
-from sensorium.errors import ConfigError, DataError, RunError
+from sensorium.errors import ConfigError, DataError, Interrupted
 
 CPU = torch.device("cpu")
 ITEMS = (
@@ -277,15 +277,15 @@ def test_what_the_loop_refuses_is_a_problem(tmp_path: Path) -> None:
     assert [problem.partition(";")[0] for problem in report.problems] == ["optim.groups: no parameter group 'hed'"]
 
 
-class Interrupted(ToyTask):
+class PressesCtrlC(ToyTask):
     def forward(self, batch: Batch) -> Output:
         os.kill(os.getpid(), signal.SIGINT)
         return super().forward(batch)
 
 
 def test_a_signal_ends_the_check(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"^check: stopped$"):
-        checked(tmp_path, family=with_task(Interrupted))
+    with pytest.raises(Interrupted, match=r"^check: stopped$"):
+        checked(tmp_path, family=with_task(PressesCtrlC))
     assert not list(tmp_path.iterdir())
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from sensorium import config as configuration
 from sensorium import families
 from sensorium.engine import loop, optim, session, settings
-from sensorium.engine.contract import Batch, Family, Host, Sources
+from sensorium.engine.contract import Batch, Example, Family, Host, Source, Sources
 from sensorium.engine.seeds import reseed
-from sensorium.engine.stages import learnable
+from sensorium.engine.stages import learnable, spans
 from sensorium.errors import DataError
 
 
@@ -39,6 +39,21 @@ class Case:
         batch["index"] = torch.arange(start, start + rows)
         batch["step"] = torch.tensor(0)
         return batch
+
+
+class Few:
+    """The first ``length`` samples of a source."""
+
+    def __init__(self, source: Source, length: int) -> None:
+        self.source, self.length = source, min(length, len(source))
+        self.fingerprint, self.collate = source.fingerprint, source.collate
+        self.groups = None if source.groups is None else source.groups[: self.length]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def example(self, index: int, seed: int) -> Example:
+        return self.source.example(index, seed)
 
 
 @pytest.fixture(scope="module", params=families.names())
@@ -139,14 +154,23 @@ def test_micro_batches_do_not_change_the_step(case: Case, tmp_path: Path) -> Non
 
 
 def test_a_run_resumes_bit_for_bit(case: Case, tmp_path: Path) -> None:
-    changes = {"checkpoint": {"every_steps": 1, "keep": 50}, "evaluate": {"every_steps": 5}, "train": {"steps": 8}}
-    config = settings.resolve(case.family, "tiny", changes)
-    loop.train(case.family, config, tmp_path / "whole", quiet=True)
-    for step, workers in ((3, 2), (7, 0)):
+    """Cut before a step that holds rows of two epochs, at the border of two, and at the border of each stage."""
+    batch_size = 2 * max(1, case.config.train.batch_size // 2)
+    few = replace(case.sources, train=Few(case.sources.train, 5 * batch_size // 2))
+    family = replace(case.family, sources=lambda config, host: few, facts=lambda config, found: dict(case.facts))
+    changes = {
+        "train": {"steps": 7, "batch_size": batch_size, "micro_batches": 2},
+        "checkpoint": {"every_steps": 1, "keep": 50},
+        "evaluate": {"every_steps": 3},
+    }
+    config = settings.resolve(family, "tiny", changes)
+    loop.train(family, config, tmp_path / "whole", quiet=True)
+    borders = {span.end for span in spans(family.stages(config), 7)}
+    for step in sorted({2, 5} | borders - {7}):
         part = tmp_path / f"cut{step}"
         cut(tmp_path / "whole", part, step)
-        other = settings.resolve(case.family, "tiny", changes, {"loader": {"workers": workers}})
-        loop.train(case.family, other, part, resume=True, quiet=True)
+        other = settings.resolve(family, "tiny", changes, {"loader": {"workers": 2 if step == 2 else 0}})
+        loop.train(family, other, part, resume=True, quiet=True)
         assert_equal_runs(tmp_path / "whole", part)
 
 
@@ -164,20 +188,13 @@ def test_a_trained_run_opens_with_its_weights(case: Case, tmp_path: Path) -> Non
 
 
 def test_a_bad_sample_is_named(case: Case, tmp_path: Path) -> None:
-    class Broken:
-        def __init__(self, source: Any) -> None:
-            self.source, self.groups, self.fingerprint = source, source.groups, source.fingerprint
-            self.collate = source.collate
-
-        def __len__(self) -> int:
-            return len(self.source)
-
+    class Broken(Few):
         def example(self, index: int, seed: int) -> Any:
             if index == 1:
                 raise DataError("sample one: broken on purpose")
-            return self.source.example(index, seed)
+            return super().example(index, seed)
 
-    broken = Sources(Broken(case.sources.train), case.sources.val, case.sources.test)
+    broken = replace(case.sources, train=Broken(case.sources.train, len(case.sources.train)))
     family = replace(case.family, sources=lambda config, host: broken, facts=lambda config, found: dict(case.facts))
     config = settings.resolve(family, "tiny", {"train": {"steps": 100}})
     with pytest.raises(DataError, match="sample one: broken on purpose; mend or remove it"):

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from helpers import TOY, TOY_TWO_STAGES, lines, toy_config
+from event_view import scalars
+from helpers import TOY, TOY_TWO_STAGES, ToySource, lines, toy_config, toy_sources
 from safetensors.torch import load_file
+from torch import nn
+from toy_variants import FRAGILE_TWO_STAGES
 
-from sensorium.engine import checkpoint, loop
-from sensorium.engine.contract import Family
+from sensorium.engine import checkpoint, loop, order
+from sensorium.engine.contract import Family, Host, Sources
 from sensorium.engine.settings import RunConfig
-from sensorium.errors import RunError
+from sensorium.errors import Interrupted
 
-EACH_STEP = {"checkpoint": {"every_steps": 1, "keep": 50}}
+EACH_STEP = {"checkpoint": {"every_steps": 1, "keep": 50}, "evaluate": {"every_steps": 5}}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Each run begins with a collection of garbage; what the first one imports need not be searched every time."""
+    run(tmp_path_factory.mktemp("first") / "run", toy_config())
+    gc.collect()
+    gc.freeze()
 
 
 def run(folder: Path, config: RunConfig, family: Family = TOY, *, resume: bool = False) -> None:
@@ -25,7 +39,7 @@ def run(folder: Path, config: RunConfig, family: Family = TOY, *, resume: bool =
 
 
 def cut(whole: Path, target: Path, step: int) -> None:
-    """The state that a kill after ``step`` steps leaves: checkpoints up to there, and log lines of later steps."""
+    """The state that a kill after ``step`` steps leaves: checkpoints up to there, and the logs of later steps."""
     shutil.copytree(whole, target)
     for folder in (target / "checkpoints").iterdir():
         if int(folder.name.removeprefix("step_")) > step:
@@ -44,52 +58,160 @@ def assert_equal_runs(left: Path, right: Path) -> None:
     assert (ours / "state.json").read_text() == (theirs / "state.json").read_text()
     assert (left / "metrics.jsonl").read_bytes() == (right / "metrics.jsonl").read_bytes()
     assert (left / "evaluation/test.json").read_text() == (right / "evaluation/test.json").read_text()
+    assert scalars(left / "tensorboard") == scalars(right / "tensorboard")
 
 
+class _Grouped(ToySource):
+    """Five samples a group."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.groups = np.arange(len(self)) // 5
+
+
+def _grouped(config: RunConfig, host: Host) -> Sources:
+    found = toy_sources(config, host)
+    return replace(found, train=_Grouped(found.train.data, 0))
+
+
+# An epoch is two and a half steps: its borders lie between steps and within them.
 VARIANTS: list[tuple[str, Family, Mapping[str, Any]]] = [
     ("plain", TOY, {}),
     ("micro-batches", TOY, {"train": {"micro_batches": 4}}),
     ("stages", TOY_TWO_STAGES, {"schedule": {"name": "cosine", "warmup_steps": 2}}),
     ("bad samples", TOY, {"data": {"broken": [3, 7]}, "loader": {"bad_samples": "skip"}}),
     ("bf16", TOY, {"train": {"precision": "bf16"}}),
+    ("groups", replace(TOY, sources=_grouped), {"data": {"length": 23}, "evaluate": {"every_steps": 1}}),
+    (
+        "all at once",
+        FRAGILE_TWO_STAGES,
+        {
+            "train": {"micro_batches": 2},
+            "data": {"broken": [3], "explode_at": [5], "torn_at": [11]},
+            "loader": {"bad_samples": "skip"},
+            "schedule": {"name": "linear"},
+        },
+    ),
 ]
 
 
 @pytest.mark.parametrize(("family", "overrides"), [v[1:] for v in VARIANTS], ids=[v[0] for v in VARIANTS])
 def test_every_cut_continues_bit_for_bit(tmp_path: Path, family: Family, overrides: Mapping[str, Any]) -> None:
-    config = toy_config({**overrides, **EACH_STEP}, family)
+    """The last cut is after the last step, before the run was evaluated."""
+    layers = {**EACH_STEP, **overrides}
     whole = tmp_path / "whole"
-    run(whole, config, family)
-    for step in range(12):
+    run(whole, toy_config(layers, family), family)
+    for step in range(13):
         part = tmp_path / f"cut{step}"
         cut(whole, part, step)
-        run(part, config, family, resume=True)
+        run(part, toy_config({**layers, "checkpoint": {"keep": 50}}, family), family, resume=True)
         assert_equal_runs(whole, part)
 
 
-def test_two_resumes_and_other_workers(tmp_path: Path) -> None:
-    config = toy_config(EACH_STEP)
-    whole, part = tmp_path / "whole", tmp_path / "part"
-    run(whole, config)
-    cut(whole, part, 3)
-    workers = toy_config({**EACH_STEP, "loader": {"workers": 2}})
-    run(part, workers, resume=True)
-    cut(part, tmp_path / "again", 7)
-    run(tmp_path / "again", config, resume=True)
-    assert_equal_runs(whole, tmp_path / "again")
+@pytest.mark.parametrize("family", [TOY, FRAGILE_TWO_STAGES], ids=["toy", "stages"])
+def test_three_resumes_and_other_workers(tmp_path: Path, family: Family) -> None:
+    whole, before = tmp_path / "whole", tmp_path / "whole"
+    run(whole, toy_config(EACH_STEP, family), family)
+    for step, workers in ((3, 2), (6, 0), (10, 2)):
+        after = tmp_path / f"resumed{step}"
+        cut(before, after, step)
+        run(after, toy_config({**EACH_STEP, "loader": {"workers": workers}}, family), family, resume=True)
+        assert_equal_runs(whole, after)
+        before = after
 
 
-def test_the_comparison_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative twin: a seed that forgets the step gives another run."""
-    config = toy_config(EACH_STEP)
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    run(tmp_path / "run", toy_config())
+    before = state_of(tmp_path / "run")
+    assert len(before) > 10
+    run(tmp_path / "run", toy_config(), resume=True)
+    assert state_of(tmp_path / "run") == before
+    run(tmp_path / "run", toy_config({"train": {"steps": 13}}), resume=True)
+    assert state_of(tmp_path / "run") != before  # negative twin: one step more is seen
+
+
+def state_of(run: Path) -> dict[Path, tuple[int, int, bytes]]:
+    """Every file but the lock, which says who looked last."""
+    files = [path for path in run.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def without(place: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` with one argument fewer."""
+    return lambda *given: function(*given[:place], *given[place + 1 :])
+
+
+FORGOTTEN = [
+    *(pytest.param(loop, "reseed", place, id=name) for place, name in enumerate(("seed", "purpose"))),
+    pytest.param(loop, "reseed", 4, id="rank"),
+]
+FORGOTTEN_PLACES = [
+    pytest.param(loop, "reseed", 2, id="step"),
+    pytest.param(loop, "reseed", 3, id="micro"),
+    pytest.param(order, "derive", 2, id="position"),
+    pytest.param(order, "generator", 2, id="epoch"),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "place"), FORGOTTEN + FORGOTTEN_PLACES)
+def test_the_comparison_can_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, place: int
+) -> None:
+    """Negative twin: a seed that forgets one of its arguments gives another run, be it in the last step alone."""
+    config = toy_config({**EACH_STEP, "train": {"micro_batches": 2}})
     whole, part = tmp_path / "whole", tmp_path / "part"
     run(whole, config)
-    cut(whole, part, 5)
-    original = loop.reseed
-    monkeypatch.setattr(loop, "reseed", lambda seed, *position: original(seed, *position[:1]))
+    cut(whole, part, 11)
+    monkeypatch.setattr(module, name, without(place, getattr(module, name)))
     run(part, config, resume=True)
     with pytest.raises(AssertionError):
         assert_equal_runs(whole, part)
+
+
+def draws_of(folder: Path, seed: int = 0) -> list[tuple[str, Any]]:
+    """Purpose and value of every seed that a run draws from, and the order of each epoch."""
+    found: list[tuple[str, Any]] = []
+
+    class Watched(ToySource):
+        def example(self, index: int, seed: int) -> Mapping[str, Any]:
+            found.append(("example", seed))
+            return super().example(index, seed)
+
+    def task(config: RunConfig, facts: Mapping[str, Any]) -> nn.Module:
+        built = TOY.task(config, facts)
+        built.register_forward_pre_hook(lambda *_: found.append(("forward", torch.initial_seed())))
+        return built
+
+    def sources(config: RunConfig, host: Host) -> Sources:
+        return Sources(Watched(toy_sources(config, host).train.data, 0))
+
+    changes = {"seed": seed, "train": {"micro_batches": 2}, "checkpoint": {"every_epochs": None}}
+    run(folder, toy_config(changes), replace(TOY, task=task, sources=sources))
+    stream = order.Order(20, seed)
+    epochs = [("epoch", tuple(stream.sample(20 * epoch + place) for place in range(20))) for epoch in range(5)]
+    return [*found, *epochs]
+
+
+def assert_all_differ(draws: list[tuple[str, Any]]) -> None:
+    assert len({value for _, value in draws}) == len(draws)
+
+
+def test_every_place_of_a_run_has_its_own_draws(tmp_path: Path) -> None:
+    """Resumes could be exact and the draws all the same: no two forward passes, samples or epochs have one seed."""
+    first, second = draws_of(tmp_path / "first"), draws_of(tmp_path / "second", seed=1)
+    assert [purpose for purpose, _ in first].count("forward") == 24
+    assert [purpose for purpose, _ in first].count("example") == 96
+    assert_all_differ([*first, *second])
+
+
+@pytest.mark.parametrize(("module", "name", "place"), FORGOTTEN_PLACES)
+def test_equal_draws_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, place: int
+) -> None:
+    """Negative twin."""
+    monkeypatch.setattr(module, name, without(place, getattr(module, name)))
+    with pytest.raises(AssertionError):
+        assert_all_differ(draws_of(tmp_path / "run"))
 
 
 def test_a_signal_saves_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +227,7 @@ def test_a_signal_saves_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_step", interrupted)
-        with pytest.raises(RunError, match="stopped at step 5; saved"):
+        with pytest.raises(Interrupted, match="stopped at step 5; saved"):
             run(part, config)
     run(part, config, resume=True)
     assert_equal_runs(whole, part)

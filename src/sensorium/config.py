@@ -212,6 +212,11 @@ def dump_yaml(config: Section) -> str:
     return yaml.dump(dump(config), Dumper=_YamlDumper, sort_keys=False, allow_unicode=True)
 
 
+def flat(config: Section) -> dict[str, Any]:
+    """Plain values by dotted name."""
+    return _leaves(dump(config))
+
+
 def digest(config: Section) -> str:
     """16 hex digits that change when any value changes."""
     text = json.dumps(dump(config), sort_keys=True, separators=(",", ":"))
@@ -231,7 +236,7 @@ def _leaves(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def check_resume(stored: Section, wanted: Section) -> None:
     """Raise ConfigError listing every field that differs although it is not resumable."""
     free = {name for name, info in walk(type(stored)) if (info.json_schema_extra or {}).get("resumable")}
-    old, new = _leaves(dump(stored)), _leaves(dump(wanted))
+    old, new = flat(stored), flat(wanted)
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in free]
     if changed:
         lines = [f"  {key}: {old.get(key)!r} in the run, {new.get(key)!r} asked for" for key in changed]

@@ -1,7 +1,8 @@
 """Errors meant for the person at the keyboard: one clear line, no traceback.
 
 The command line prints ``str(error)`` and leaves with ``exit_code``. A message says what was found, what is
-allowed and what to do; several problems are joined by newlines.
+allowed and what to do; several problems are joined by newlines. A stop that was asked for is told the same way, but is
+not called an error.
 """
 
 import os
@@ -39,10 +40,26 @@ class DiskError(SensoriumError):
     exit_code = 3
 
 
+class Stopped(SensoriumError):  # noqa: N818  (no error)
+    """SIGTERM asked for an end, and nothing is lost: the line says how to go on, and this is no failure."""
+
+    exit_code = 0
+
+
+class Interrupted(Stopped):
+    """Ctrl-C asked for an end."""
+
+    exit_code = 130  # what a shell makes of a process that SIGINT ended
+
+
 def shown(command: Callable[[], object]) -> None:
     """Run a command; errors of ours become one line on standard error and an exit code."""
     try:
         command()
+    except Stopped as stop:
+        sys.stdout.flush()
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
     except SensoriumError as error:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)

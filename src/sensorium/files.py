@@ -216,7 +216,7 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises DiskError.
     """
     make_folder(path.parent)
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}{path.suffix}")
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     with told(path), _held(temporary, lambda: disk.open(temporary, "xb").close()):
         try:
             yield temporary

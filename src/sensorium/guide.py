@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from sensorium.errors import ConfigError, RunError
+from sensorium.errors import ConfigError, RunError, Stopped
 
 if TYPE_CHECKING:
     from sensorium.engine.continuation import Start
@@ -119,8 +119,10 @@ def train(family: Family, start: Start, listener: Listener, files: BestAndLast) 
 
     try:
         result = continuation.train(family, start, listener, files)
-    except RunError as error:
+    except (RunError, Stopped) as error:
         saved = files.last.exists() and checkpoint.complete(start.run)[0]  # else it is an earlier run's
         way = f"\nTo go on: --checkpoint {files.last}" if saved else ""
-        raise RunError(f"{error}{way}") from error
+        told = type(error)(f"{error}{way}")
+        told.exit_code = error.exit_code
+        raise told from error
     return result if launch.is_main() else None

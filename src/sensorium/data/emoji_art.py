@@ -48,7 +48,7 @@ def _openmoji(chars: Sequence[str]) -> dict[str, Path]:
         remove_leftovers(folder)
         for one, path in missing.items():
             with new_file(path) as temporary:
-                _draw(one, font).save(temporary)
+                _draw(one, font).save(temporary, "PNG")
     return targets
 
 

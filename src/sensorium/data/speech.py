@@ -201,7 +201,7 @@ def _say_all(package: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
         if not sound.any():
             raise DataError(f"made no sound of {job['text']!r} with the voice {job['voice']['name']!r}")
         with new_file(Path(job["path"])) as path:
-            soundfile.write(path, sound, RATE, subtype="PCM_16")
+            soundfile.write(path, sound, RATE, subtype="PCM_16", format="WAV")
 
 
 def _main() -> int:

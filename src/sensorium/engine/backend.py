@@ -7,27 +7,39 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from functools import partial
+from types import TracebackType
 from typing import Any, Self
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 from torch import Tensor, nn
 
+from sensorium.engine import ranks, signals
 from sensorium.engine.contract import Host
 from sensorium.engine.settings import Train
 from sensorium.engine.tracking import progress_bar
-from sensorium.errors import ConfigError, RunError
+from sensorium.errors import ConfigError, RunError, SensoriumError
 
 
 class Backend:
-    """One process of a run."""
+    """One process of a run. ``advice``: what to do after a crash, for the end of a line.
 
-    def __init__(self, settings: Train) -> None:
+    Raises RunError when a launcher's other processes do not come, and at the end of its block in place of an error
+    for which another process, or a loader worker, is the reason.
+    """
+
+    def __init__(self, settings: Train, advice: str = "") -> None:
         if settings.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("train.device is cuda, but no GPU is visible; use cpu or auto")
         cpu = settings.device == "cpu" or not torch.cuda.is_available()
@@ -36,13 +48,23 @@ class Backend:
         # The state is a process-wide singleton; a second run in one process may want another precision.
         AcceleratorState._reset_state(reset_partial_state=asked_world == 1)
         GradientState._reset_state()
-        self._accelerator = Accelerator(
-            cpu=cpu,
-            mixed_precision="no" if self.precision == "fp32" else self.precision,
-            # Ours alone: `accelerate launch --gradient_accumulation_steps` would divide every loss.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
+        self._patience, self._advice = f"{settings.timeout_minutes:g} minutes", advice
+        try:
+            self._accelerator = Accelerator(
+                cpu=cpu,
+                mixed_precision="no" if self.precision == "fp32" else self.precision,
+                # Ours alone: `accelerate launch --gradient_accumulation_steps` would divide every loss.
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                kwargs_handlers=[
+                    DistributedDataParallelKwargs(find_unused_parameters=True),
+                    InitProcessGroupKwargs(timeout=timedelta(minutes=settings.timeout_minutes)),
+                ],
+            )
+        except torch.distributed.DistError as error:
+            raise RunError(
+                f"the {asked_world} processes that the launcher asked for did not find each other within "
+                f"{self._patience} ({str(error).partition(chr(10))[0]})"
+            ) from error
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
         self.world: int = self._accelerator.num_processes
@@ -51,6 +73,7 @@ class Backend:
         self._model: nn.Module | None = None
         self._optimizer: Any = None  # accelerate's, which knows the scaler
         self._plain: Any = None  # the one within; accelerate's looks for packages on disk in each step
+        self._roll = ranks.Roll(self.rank, self.world) if self.world > 1 else None
 
     @property
     def is_main(self) -> bool:
@@ -90,7 +113,9 @@ class Backend:
 
     def finish_step(self, factor: float, clip: float | None) -> tuple[float, bool]:
         """Scale gradients, clip, step. Returns the gradient norm before clipping and whether the weights moved."""
-        self._accelerator.unscale_gradients()
+        scaler = self._accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(self._plain)
         gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
         if factor != 1.0:
             torch._foreach_mul_(gradients, factor)
@@ -98,16 +123,22 @@ class Backend:
         finite = norm - norm == 0.0
         if finite and clip is not None and norm > clip:
             torch._foreach_mul_(gradients, clip / (norm + 1e-6))
-        scaler = self._accelerator.scaler
-        if scaler is not None:
-            self._optimizer.step()  # skips such a step by itself, and lowers its scale
+        if scaler is None:
+            if finite:
+                self._plain.step()
         elif finite:
-            self._plain.step()
+            self._optimizer.step()  # and looks after the scale
+        else:
+            # Not left to the scaler: it does not see a norm that overflows over finite gradients, and AdamW would make
+            # itself a state in a step that it skips.
+            scaler.update()
         self._plain.zero_grad()
         return norm, finite
 
-    def drop_step(self) -> None:
-        """Forget the gradients of a step whose loss was not finite."""
+    def drop_step(self, loss: Tensor) -> None:
+        """Forget the gradients of a step that ends here, as ``loss`` was not finite on one of the processes."""
+        if self.world > 1:  # DDP would take the next step's first backward pass for the one that it still waits for
+            self.backward(loss)
         self._plain.zero_grad()
 
     def any(self, flag: bool) -> bool:
@@ -115,6 +146,10 @@ class Backend:
         if self.world == 1:
             return flag
         return bool(self.sum(torch.tensor([float(flag)])) > 0)
+
+    def anywhere(self, flags: Sequence[bool]) -> list[bool]:
+        """Each flag true on all processes when it is true on one."""
+        return list(flags) if self.world == 1 else (self.sum(torch.tensor(flags, dtype=torch.float64)) > 0).tolist()
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over all processes, on the CPU, float64."""
@@ -134,6 +169,12 @@ class Backend:
             broadcast_object_list(box)
         return box[0]
 
+    def agree(self, what: str, mine: Mapping[str, Any], kind: type[SensoriumError]) -> None:
+        """Raise ``kind`` on all processes, naming ranks and values, when ``mine`` is not the same on all."""
+        difference = None if self.world == 1 else ranks.disagreement(self.gather([dict(mine)]))
+        if difference is not None:
+            raise kind(f"the processes do not agree on the {what}: {difference}")
+
     def barrier(self) -> None:
         self._accelerator.wait_for_everyone()
 
@@ -149,10 +190,23 @@ class Backend:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Leave the process group; an interpreter that ends with DDP alive can abort in its last moment."""
-        if self.world == 1:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Leave the process group; say what stands behind an error that only follows from another's end."""
+        if error is None:
+            return self._close()
+        with signals.held_back():
+            found: SensoriumError | None = ranks.dead_worker(error, self._advice)
+            if self._roll is not None:
+                found = self._roll.leave(found or error, self._patience, self._advice) or found
+            self._close()
+        if found is not None:
+            raise found from error
+
+    def _close(self) -> None:
+        if self._roll is None:
             return
+        self._roll.close()
+        # An interpreter that ends with DDP alive can abort in its last moment.
         self._model = self._optimizer = self._plain = None
         self._accelerator.free_memory()
         gc.collect()

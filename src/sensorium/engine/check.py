@@ -27,7 +27,7 @@ from sensorium.engine.seeds import derive, generator
 from sensorium.engine.settings import RunConfig
 from sensorium.engine.tables import print_table
 from sensorium.engine.tracking import clock, import_wandb, progress_bar
-from sensorium.errors import ConfigError, DataError, RunError, SensoriumError
+from sensorium.errors import ConfigError, DataError, RunError, SensoriumError, Stopped
 from sensorium.files import remove
 
 TRIED = 64  # samples of a split
@@ -99,7 +99,7 @@ def check(family: Family, config: RunConfig, folder: Path, *, quiet: bool = Fals
     """Try what a run of ``config`` in ``folder`` would do, on this device and in this one process.
 
     Where the run will use several processes, the share of one of them is tried. What a user can mend is collected in
-    the report. Raises ConfigError under a launcher, RunError when a signal stopped the check.
+    the report. Raises ConfigError under a launcher, RunError or Interrupted when a signal stopped the check.
     """
     if not launch.alone():
         raise ConfigError("check works in one process; start it without a launcher")
@@ -228,7 +228,7 @@ def _try_run(this: _Check, trials: Trials, broken: Mapping[str, Mapping[int, str
     except torch.OutOfMemoryError:
         this.report.add("training", "out of memory", f"{rows} rows a process are too many for this GPU")
         return None
-    except RunError:  # a signal
+    except (Stopped, RunError):  # a signal, or a loader worker that died
         raise
     except SensoriumError as error:
         this.report.add("training", "stopped", str(error))

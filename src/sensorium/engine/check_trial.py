@@ -20,7 +20,7 @@ from sensorium.engine.check_memory import read_peak, reset_peak
 from sensorium.engine.contract import Batch, Example, Family, Source, Sources, Stage
 from sensorium.engine.files import read_lines
 from sensorium.engine.settings import RunConfig
-from sensorium.errors import RunError
+from sensorium.errors import Interrupted, RunError, Stopped
 from sensorium.files import remove
 
 GPU_TOLERANCE = 1e-3  # of the loss: kernels that add in a varying order differ by less, forgotten draws by more
@@ -89,11 +89,13 @@ class Trials:
         )
 
     def train(self, name: str, batch_size: int, *, resume: bool = False) -> Path:
-        """One trial; its folder. Raises what ``loop.train`` raises, and RunError when it was stopped by a signal."""
+        """One trial; its folder. Raises what ``loop.train`` raises; a stop that was asked for is no success here."""
         folder = self.folder / name
         try:
             loop.train(self.shortened(), self.settings(batch_size), folder, resume=resume, quiet=True)
-        except RunError:  # the guard cannot give up in so few steps: this was a signal
+        except Interrupted:
+            raise Interrupted("check: stopped") from None
+        except Stopped:
             raise RunError("check: stopped") from None
         return folder
 

@@ -1,6 +1,15 @@
-"""Steps whose loss or gradient is not finite: skipped, counted, and after too many in a row the run stops."""
+"""Steps whose loss or gradient is not finite: skipped, counted, and after too many in a row the run stops.
+
+A skipped step leaves the task as it was. That its parameters stay is the optimizer's business; what a forward pass
+writes into buffers (running statistics, queues, counters) is taken back here: one NaN in a running mean would stay.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
 
 from sensorium.errors import RunError
 
@@ -37,3 +46,44 @@ class Guard:
                 f"Last good checkpoint: {last_good}. A lower optim.lr usually helps."
             )
         return f"step {step}: the {what} is not finite; step skipped ({self.in_a_row} in a row)"
+
+
+class Buffers:
+    """The persistent buffers of a task, as they were before a step.
+
+    All are copied before each step, changed or not: the version that tensors count does not move when batch
+    normalisation writes its running statistics.
+    """
+
+    def __init__(self, task: nn.Module) -> None:
+        stored = task.state_dict().keys()
+        self._places = [
+            (module, name)
+            for path, module in task.named_modules()
+            for name, _ in module.named_buffers(recurse=False)
+            if (f"{path}.{name}" if path else name) in stored
+        ]
+        self._before: list[Tensor] = []
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Remember the present values."""
+        if not self._places:
+            return
+        now = self._now()
+        if not self._before:  # only now is the task where it trains
+            self._before = [torch.empty_like(tensor) for tensor in now]
+        torch._foreach_copy_(self._before, now)
+
+    def kept(self) -> list[Tensor]:
+        """The remembered values, on the CPU."""
+        return [tensor.cpu() for tensor in self._before]
+
+    @torch.no_grad()
+    def put_back(self, values: Sequence[Tensor]) -> None:
+        """Give the buffers these values, in the order of ``kept``."""
+        for tensor, value in zip(self._now(), values, strict=True):
+            tensor.copy_(value)
+
+    def _now(self) -> list[Tensor]:
+        return [getattr(module, name) for module, name in self._places]

@@ -24,11 +24,11 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from sensorium.engine import signals
 from sensorium.engine.order import Share
 from sensorium.engine.settings import Train
-from sensorium.errors import ConfigError, RunError
+from sensorium.errors import ConfigError, Interrupted, RunError
 
 LAUNCHED = "SENSORIUM_LAUNCHED"  # marks the processes that `spread` started
 LAUNCHERS = ("RANK", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")  # set by torchrun; the last by accelerate alone
-OURS = re.compile(rb"error: |interrupted\b")  # what `cli.main` prints for errors that are no bugs
+OURS = re.compile(rb"error: |interrupted\b|stopped\b")  # what `errors.shown` prints for what is no bug
 LAST_WORDS = re.compile(OURS.pattern + rb"|(\[rank\d+\]: )?Traceback \(most recent call last\)")
 PATIENCE = 10.0  # seconds for the others to end by themselves after one failed, and again before they are killed
 REFUSED = 2  # exit code of bad input: nothing is left to be written, the others need no patience
@@ -38,7 +38,8 @@ def spread(settings: Train, *, training: bool = True) -> int | None:
     """Run this command in several processes; returns its exit code, or None where this process does the work alone.
 
     ``training``: the batch must divide by the processes. Raises ConfigError when it does not or when there are fewer
-    GPUs than ``train.processes``, RunError naming the process that died or met a bug.
+    GPUs than ``train.processes``, RunError naming the process that died or met a bug, Stopped or Interrupted where a
+    signal ended the processes before they could say so themselves.
     """
     if LAUNCHED in os.environ:
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
@@ -185,15 +186,18 @@ def _run(command: Sequence[str], environment: dict[str, str], count: int) -> int
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     environment = {**environment, "MASTER_PORT": str(store.port)}
     started: list[_Process] = []
-    with signals.noted(insist=False) as received:
+    with signals.noted(insist=False) as noted:
         try:
+            # A process that has just begun would be ended by this one; blocked, it waits until there is a handler.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
             for rank in range(count):
                 started.append(_Process(rank, command, environment))
-            _watch(started, received)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+            _watch(started, noted.received)
         finally:
             for process in started:
                 process.close()
-    return _verdict(started, received)
+    return _verdict(started, noted.received)
 
 
 def _watch(started: Sequence[_Process], received: Sequence[int]) -> None:
@@ -206,6 +210,8 @@ def _watch(started: Sequence[_Process], received: Sequence[int]) -> None:
             handed_on += 1
             for process in started:
                 process.send(number)
+            if number == signal.SIGINT and received.count(number) > 1:  # also those that cannot hear it must end
+                deadline = min(deadline, time.monotonic() + PATIENCE)
         failed = [process.code for process in started if process.code]
         now = time.monotonic()
         if failed and deadline == float("inf"):
@@ -224,12 +230,14 @@ def _verdict(started: Sequence[_Process], received: Sequence[int]) -> int:
     failed = [process for process in started if process.code and not process.stopped]
     if not failed:
         _show(started[0].words)
+        if any(process.stopped for process in started):  # after Ctrl-C twice: nothing else failed
+            raise Interrupted("stopped at once; the last checkpoint, if there is one, stays")
         return 0
     # Death by a signal comes first: the others then fail for want of it, and may say so before it was noticed here.
     culprit = min(failed, key=lambda p: (p.code > 0, p.spoke_at or p.ended_at or 0.0))
     name = signal.Signals(-culprit.code).name if culprit.code < 0 else ""
-    if -culprit.code in received:
-        raise RunError(f"stopped by {name}; the last checkpoint, if there is one, stays")
+    if -culprit.code in set(received) - {signal.SIGUSR1}:
+        raise signals.stopped(-culprit.code, f"stopped by {name}; the last checkpoint, if there is one, stays")
     _show(culprit.words)
     if culprit.words and OURS.match(culprit.words[0]):
         return culprit.code

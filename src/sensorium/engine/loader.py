@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader, Dataset
 
 from sensorium.engine.contract import Batch, Example, Source
@@ -60,9 +61,12 @@ class _Collate:
 
 
 def _start_worker(_: int) -> None:
-    """Ctrl-C is the trainer's business; a worker ends when it is told to."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Signals are the trainer's business, also those that a scheduler sends to all processes of a job: it needs its
+    workers for the step that it finishes. A worker ends when it is told to, and at once when the trainer was killed:
+    its copies of the trainer's connections would keep the other processes of the run waiting."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)
 
 
 class Batches:

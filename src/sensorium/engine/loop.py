@@ -7,18 +7,22 @@ included, follows from the step number, so a resumed run continues bit for bit.
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from sensorium import config as configuration
 from sensorium.engine import checkpoint, optim, rundir, signals, tracking
 from sensorium.engine import evaluate as evaluation
 from sensorium.engine.backend import Backend
 from sensorium.engine.contract import Batch, Evaluation, Family, Listener, Saved, Source
+from sensorium.engine.guard import Buffers
 from sensorium.engine.loader import Batches, TrainingRows
 from sensorium.engine.order import Clock, Order, Share, total_steps
 from sensorium.engine.report import write_report
@@ -31,6 +35,7 @@ from sensorium.engine.session import (
     Say,
     begin,
     build_task,
+    fingerprints,
     frozen_digest,
     load_weights,
     restore,
@@ -41,8 +46,8 @@ from sensorium.engine.session import (
 from sensorium.engine.settings import RunConfig
 from sensorium.engine.stages import Span, learnable, select, spans
 from sensorium.engine.tracking import Tracker
-from sensorium.errors import ConfigError, RunError
-from sensorium.files import write_json
+from sensorium.errors import CheckpointError, ConfigError, DataError
+from sensorium.files import remove, write_json
 
 
 def train(
@@ -58,17 +63,39 @@ def train(
 
     ``listener``, if given, is told what happens, on the main process.
 
-    Raises ConfigError, DataError, CheckpointError (exit code 2) or RunError (1). Ctrl-C and SIGTERM save and stop.
+    Raises ConfigError, DataError, CheckpointError (exit code 2) or RunError (1). SIGTERM (Stopped, 0) and Ctrl-C
+    (Interrupted, 130) save and stop, SIGUSR1 saves; see docs/determinism.md for what they do outside of the steps.
     """
     optim.require(config.optim)  # say now what is missing, not after the data were encoded
     tracking.require(config.track)
-    with Backend(config.train) as backend:
+    with Backend(config.train, f"; {_again(folder)}") as backend, _stoppable(folder) as stop:
+        started = configuration.flat(config) | rundir.versions() | {"resume": resume}
+        backend.agree("configuration (start all with the same command)", started, ConfigError)
         if not backend.is_main:
-            return _train(_Job(family, config, folder, backend, resume, True, None))
+            return _train(_Job(family, config, folder, backend, resume, True, None, stop))
         with rundir.locked(folder):
             if not resume:
                 rundir.refuse_used(folder)
-            return _train(_Job(family, config, folder, backend, resume, quiet, listener))
+            return _train(_Job(family, config, folder, backend, resume, quiet, listener, stop))
+
+
+@contextmanager
+def _stoppable(folder: Path) -> Iterator[signals.Signals]:
+    """Make one line of the signal that ends the block."""
+    with signals.noted(insist=True) as stop:
+        try:
+            stop.enter("stopped before any step; {again}", waits=False)
+            yield stop
+            stop.enter("stopped; the run is complete", waits=False)  # asked for while the report was written
+            stop.waits = True
+        except signals.Now as now:
+            begun = (folder / "config.yaml").exists()
+            again = _again(folder) if begun else "nothing of the run is there yet, the same command begins again"
+            raise signals.stopped(now.number, stop.line.replace("{again}", again)) from None
+
+
+def _again(folder: Path) -> str:
+    return f"`sensorium resume {folder}` continues"
 
 
 class _Job(NamedTuple):
@@ -81,10 +108,11 @@ class _Job(NamedTuple):
     resume: bool
     quiet: bool
     listener: Listener | None
+    stop: signals.Signals
 
 
 def _train(job: _Job) -> Evaluation | None:
-    family, config, folder, backend, resume, quiet, listener = job
+    family, config, folder, backend, resume, quiet, listener, stop = job
     begun = time.monotonic()
     host = backend.host(quiet=quiet)
     say = host.say
@@ -92,6 +120,7 @@ def _train(job: _Job) -> Evaluation | None:
         say(f"Device: {backend.describe()}")
     warm = None if resume else warm_start(config)
     sources = family.sources(config, host)
+    backend.agree("data", fingerprints(sources), DataError)
     if backend.is_main and not resume:  # only now: missing data must not leave half a run behind
         rundir.create(folder, config)
     task, _ = build_task(family, config, sources, folder, backend)
@@ -99,6 +128,7 @@ def _train(job: _Job) -> Evaluation | None:
     progress = restore(folder, task, parameters, config, say)
     if progress is None:
         progress = begin(task, parameters, config, warm or warm_start(config), say)
+    backend.agree("position (all must see one run folder)", {"step": progress.step}, CheckpointError)
     length, batch_size = len(sources.train), config.train.batch_size
     total = total_steps(length, batch_size, config.train.epochs, config.train.steps)
     if total < progress.step:
@@ -116,23 +146,21 @@ def _train(job: _Job) -> Evaluation | None:
     writer: Tracker | Mute = Mute()
     if backend.is_main:
         writer = Tracker(folder, config.track, total, progress.step, quiet=quiet, listener=listener)
-    with writer as tracker, signals.noted(insist=True) as stop:
+    stop.enter("stopped at once; the last checkpoint stays. {again}", waits=True)
+    with writer as tracker:
         order = Order(length, config.seed, sources.train.groups)
         parts = config.train.micro_batches if family.accumulation == "sum" else 1
         share = Share(batch_size, parts, backend.world)
         clock = Clock(length, batch_size, total)
         frozen = frozen_digest(task, parameters)
-        run = Run(folder, family, config, backend, sources, task, parameters, frozen, order, share, clock, progress, tracker, stop)  # fmt: skip  # noqa: E501
-        _announce(run, brief=listener is not None)
-        if listener is not None:
-            asked = backend.precision_note or backend.precision
-            listener.begun(config, sources, backend.device, asked)
+        run = Run(folder, family, config, backend, sources, task, parameters, frozen, Buffers(task), order, share, clock, progress, tracker, stop.received)  # fmt: skip  # noqa: E501
+        _announce(run, listener)
         begun = time.monotonic()
         for span in plan:
             if progress.step < span.end:
                 _run_stage(run, span)
         timings["train"] = time.monotonic() - begun
-    return _finish(run, timings, say)
+    return _finish(run, timings, say, stop)
 
 
 def _require_room(
@@ -143,17 +171,26 @@ def _require_room(
     checkpoint.require_room(folder, size, config.checkpoint.keep)
 
 
-def _announce(run: Run, brief: bool) -> None:
-    """Say what begins; ``brief``: the listener says the size of it."""
+def _announce(run: Run, listener: Listener | None) -> None:
+    """Say what begins; a listener says the size of it."""
     trainable = sum(p.numel() for p in run.parameters.values())
     frozen = sum(p.numel() for p in run.task.parameters()) - trainable
     clock, say = run.clock, run.tracker.say
     epochs = clock.epoch(clock.total)
-    if not brief:
+    if listener is None:
         say(f"Train samples: {clock.length}; {clock.total} steps of {clock.batch_size} ({epochs:.4g} epochs)")
     say(f"Parameters: {trainable:,} trainable, {frozen:,} frozen in the task")
     if run.progress.step:
         say(f"Resumed at step {run.progress.step} of {clock.total}")
+        before, now = run.progress.processes, run.backend.world
+        if before is not None and before != now:
+            say(
+                f"Processes: {before} until now, {now} from here: the same samples at each step, but floating point "
+                "sums and draws within the model differ, so not bit for bit what it would have been"
+            )
+    if listener is not None:
+        precision = run.backend.precision_note or run.backend.precision
+        listener.begun(run.config, run.sources, run.backend.device, precision)
 
 
 def _run_stage(run: Run, span: Span) -> None:
@@ -193,6 +230,7 @@ def _step(run: Run, model: nn.Module, stream: Iterator[Batch], step: int) -> dic
     micros = [next(stream) for _ in range(share.micro_batches)]
     logs: dict[str, float] = {}
     weight = 0.0
+    run.buffers.keep()
     for micro, loaded in enumerate(micros):
         batch = {name: tensor.to(backend.device, non_blocking=True) for name, tensor in loaded.items()}
         batch["step"] = torch.tensor(step)
@@ -201,7 +239,7 @@ def _step(run: Run, model: nn.Module, stream: Iterator[Batch], step: int) -> dic
         with backend.micro_batch(last=last):
             output = model(batch)
             if backend.any(not bool(torch.isfinite(output.loss))):
-                backend.drop_step()
+                backend.drop_step(output.loss)
                 return _skip(run, step, "loss", {})
             # Sums now, one division at the end: right also when micro-batches hold different numbers of items.
             backend.backward(output.loss * (output.weight / (share.rows * share.micro_batches)))
@@ -223,6 +261,9 @@ def _step(run: Run, model: nn.Module, stream: Iterator[Batch], step: int) -> dic
 
 
 def _skip(run: Run, step: int, what: str, values: dict[str, float]) -> dict[str, float]:
+    # All take those of the main process: they are what a checkpoint holds, and DDP hands them on before a forward pass
+    # only when the one before it was the last of its step.
+    run.buffers.put_back(run.backend.from_main(run.buffers.kept))
     good, _ = checkpoint.complete(run.folder)
     line = run.progress.guard.skip(step + 1, what, str(good[-1]) if good else "none")
     run.tracker.event(step + 1, line, "warning")
@@ -238,11 +279,12 @@ def _after_step(
     better = False
     if run.sources.val is not None and clock.due(step, config.evaluate.every_steps, config.evaluate.every_epochs):
         better = _validate(run, run.sources.val)
-    stopping = run.backend.any(bool(run.stop))
+    wanted = [number in run.stop for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)]
+    saving, *stopping = run.backend.anywhere(wanted)
     due = clock.due(step, config.checkpoint.every_steps, config.checkpoint.every_epochs)
-    if due or better or stopping or last_of_stage:
+    if due or better or saving or any(stopping) or last_of_stage:
         progress.optimizer = optim.export_state(optimizer, chosen)
-        progress.scaler = run.backend.write_state()
+        progress.scaler, progress.processes = run.backend.write_state(), run.backend.world
         if run.backend.is_main:
             weights = weights_of(run.task, run.parameters)
             run.tracker.settle()
@@ -253,9 +295,13 @@ def _after_step(
             run.tracker.saved(Saved(run.folder, saved, step, clock.epoch(step), better, value))
             checkpoint.prune(run.folder, config.checkpoint.keep, best, step)
         run.backend.barrier()
+        while signal.SIGUSR1 in run.stop:
+            run.stop.remove(signal.SIGUSR1)
+            run.tracker.say(f"Saved at step {step}, as SIGUSR1 asked")
         run.tracker.restart_clock()
-    if stopping and step < clock.total:
-        raise RunError(f"stopped at step {step}; saved. `sensorium resume {run.folder}` continues")
+    if any(stopping):
+        number = signal.SIGINT if stopping[-1] else signal.SIGTERM
+        raise signals.stopped(number, f"stopped at step {step}; saved. {_again(run.folder)}")
 
 
 def _validate(run: Run, source: Source) -> bool:
@@ -281,8 +327,9 @@ def _validate(run: Run, source: Source) -> bool:
     return True
 
 
-def _finish(run: Run, timings: dict[str, float], say: Say) -> Evaluation | None:
+def _finish(run: Run, timings: dict[str, float], say: Say, stop: signals.Signals) -> Evaluation | None:
     """Evaluate the best checkpoint on the test split, once, and write summary and report."""
+    stop.enter("stopped after the last step; all is saved. {again} with the evaluation", waits=False)
     begun = time.monotonic()
     step = int(run.progress.best["step"]) if run.progress.best else run.progress.step
     content = checkpoint.load(checkpoint.folder_of(run.folder, step), run.family.name)
@@ -293,10 +340,12 @@ def _finish(run: Run, timings: dict[str, float], say: Say) -> Evaluation | None:
         judge = run.family.evaluator(run.config)
         result = evaluation.evaluate(run.task, run.sources.test, judge, run.config, run.backend, final=True)
     timings["evaluate"] = time.monotonic() - begun
+    stop.enter(f"stopped at once; all is evaluated. `sensorium report {run.folder}` writes the report", waits=True)
     if run.backend.is_main:
         if result is not None:
             name = checkpoint.folder_of(run.folder, step).name
             write_result(run.folder, Result("test", result, "test", step, name))
+        remove(run.folder / "report.html")  # of a shorter run: with the new summary and without a report it has no end
         write_json(run.folder / "summary.json", summary(run, timings))
         say(f"Report: {write_report(run.folder)}")
     run.backend.barrier()  # no process leaves while another still works

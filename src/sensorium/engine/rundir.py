@@ -44,6 +44,7 @@ from sensorium.files import (
     remove,
     rename,
     sync,
+    told,
     write_file,
     write_json,
 )
@@ -56,26 +57,31 @@ _LEFT_BY_A_KILL = (".lock", ".config.yaml.tmp", ".environment.json.tmp", "enviro
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Own the run folder until the block ends; the lock goes with the process, however it ends."""
+    """Own the run folder until the block ends; the lock goes with the process, however it ends.
+
+    Raises CheckpointError naming the process that owns it, DiskError for a place that cannot hold or lock a folder.
+    """
     make_folder(run)
     with open_file(run / ".lock", "a+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             handle.seek(0)
             owner = handle.read().strip() or "another process"
             raise CheckpointError(f"{run}: in use by {owner}; wait for it or choose another folder") from None
+        except OSError as error:
+            raise ConfigError(
+                f"{run}: this file system cannot lock files ({error.strerror}); take a run folder on another one"
+            ) from error
         os.register_at_fork(after_in_child=handle.close)  # workers that outlive this process must not hold the lock
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {platform.node()}")
-        handle.flush()
+        with told(run / ".lock"):
+            handle.truncate(0)
+            os.write(handle.fileno(), f"process {os.getpid()} on {platform.node()}".encode())  # nothing left to flush
         try:
             yield
         finally:
-            if run.is_dir() and [path.name for path in run.iterdir()] == [
-                ".lock"
-            ]:  # nothing was begun: leave nothing behind
-                remove(run)
+            if run.is_dir() and {path.name for path in run.iterdir()} == {".lock"}:
+                remove(run)  # nothing was begun: leave nothing behind
 
 
 def refuse_used(run: Path) -> None:
@@ -144,8 +150,10 @@ def branch(origin: Path, checkpoints: Sequence[Path], run: Path, files: Sequence
         for name in ("config.yaml", "facts.json", "environment.json", "metrics.jsonl", "times.jsonl"):
             if (origin / name).exists():
                 copy_file(origin / name, temporary / name)
-        for folder in checkpoints:
-            copy = temporary / "checkpoints" / folder.name
+        folders = {folder: temporary / "checkpoints" / folder.name for folder in checkpoints}
+        if (origin / "tensorboard").is_dir():
+            folders[origin / "tensorboard"] = temporary / "tensorboard"
+        for folder, copy in folders.items():
             make_folder(copy)
             for file in folder.iterdir():
                 copy_file(file, copy / file.name)
@@ -162,8 +170,10 @@ def _second_name(file: Path, name: Path) -> None:
 
 
 def finished(run: Path, step: int) -> bool:
-    """Whether the run was evaluated and summed up after this step: an earlier end of a run made longer is none, nor is
-    a damaged summary, which is then made anew."""
+    """Whether the run was evaluated, summed up and reported on after this step: an earlier end of a run made longer is
+    none, nor is a damaged summary, which is then made anew."""
+    if not (run / "report.html").exists():
+        return False
     try:
         return (run / "summary.json").exists() and read_json(run / "summary.json").get("steps") == step
     except CheckpointError:
@@ -218,17 +228,21 @@ def read_facts(run: Path) -> dict[str, Any]:
     return content
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that make a run what it is."""
+    found: dict[str, str] = {}
+    for package in ("sensorium", "torch", "transformers", "accelerate", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
 def environment() -> dict[str, Any]:
     """Versions, machine and command line, for the report."""
-    packages = ("sensorium", "torch", "transformers", "accelerate", "numpy")
-    versions: dict[str, str] = {}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
     return {
-        **versions,
+        **versions(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu_cores": os.cpu_count(),

@@ -18,7 +18,7 @@ from sensorium import config as configuration
 from sensorium.engine import checkpoint, portable, rundir
 from sensorium.engine.backend import Backend
 from sensorium.engine.contract import Family, Loaded, Saved, Source, Sources
-from sensorium.engine.guard import Guard
+from sensorium.engine.guard import Buffers, Guard
 from sensorium.engine.order import Clock, Order, Share
 from sensorium.engine.seeds import reseed
 from sensorium.engine.settings import RunConfig, config_class
@@ -76,6 +76,7 @@ class State(configuration.Section):
     stage_ends: list[int]
     replaced: int = Field(ge=0)
     scaler: dict[str, float]
+    processes: int | None = Field(ge=1)
     guard: dict[str, int]
 
 
@@ -88,11 +89,12 @@ class Progress:
     best: dict[str, float] | None = None
     stage_ends: list[int] = field(default_factory=list)
     replaced: int = 0
+    processes: int | None = None  # that trained up to here; checkpoints of before do not say
     scaler: dict[str, float] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
 
     def dump(self) -> dict[str, Any]:
-        plain = {key: getattr(self, key) for key in ("step", "best", "stage_ends", "replaced", "scaler")}
+        plain = {key: getattr(self, key) for key in ("step", "best", "stage_ends", "replaced", "processes", "scaler")}
         return {**plain, "guard": self.guard.dump()}
 
     @classmethod
@@ -113,6 +115,7 @@ class Run:
     task: nn.Module
     parameters: dict[str, nn.Parameter]  # all that the family means to train, whichever the stage
     frozen: str  # digest of the other parameters
+    buffers: Buffers
     order: Order
     share: Share
     clock: Clock

@@ -37,6 +37,9 @@ class Train(Section):
     processes: int | None = resumable(
         None, "Processes on this machine, without a launcher; null: one a visible GPU, one on a CPU.", ge=1, le=1024
     )
+    timeout_minutes: float = resumable(
+        30.0, "How long processes wait for one that hangs, or works alone, before they stop.", gt=0, le=10_080
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from sensorium import config as configuration
+from sensorium.engine.curves import PREFIX, EventFile
 from sensorium.engine.files import cut_back, json_line
 from sensorium.engine.settings import Track
 from sensorium.errors import ConfigError
@@ -113,23 +114,9 @@ class _Sink(Protocol):
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
+    def settle(self) -> None: ...
+
     def close(self) -> None: ...
-
-
-class _TensorBoard:
-    def __init__(self, folder: Path, start_step: int) -> None:
-        module = importlib.import_module("torch.utils.tensorboard")
-        purge = start_step + 1 if start_step else None
-        self._writer: Any = module.SummaryWriter(str(folder), purge_step=purge)
-        self._summary = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        # One event for all values of a step: add_scalar would wake the writing thread for each.
-        entries = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._writer.file_writer.add_summary(self._summary(value=entries), step)
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 class _Wandb:
@@ -150,6 +137,9 @@ class _Wandb:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log({**values, "step": step})
+
+    def settle(self) -> None:
+        """Its process keeps what it was told on its own."""
 
     def close(self) -> None:
         self._run.finish()
@@ -205,7 +195,7 @@ class Tracker:
         if settings.wandb != "off":
             self._sinks.append(_Wandb(run, settings))
         if settings.tensorboard:
-            self._sinks.append(_TensorBoard(_tensorboard_folder(run, settings, start_step), start_step))
+            self._sinks.append(EventFile(_tensorboard_folder(run, settings, start_step), start_step))
         self._metrics, self._times, self._log = (
             open_file(run / name, "a") for name in ("metrics.jsonl", "times.jsonl", "train.log")
         )
@@ -267,6 +257,8 @@ class Tracker:
     def settle(self) -> None:
         """See to it that what was said survives a loss of power; to be called before a checkpoint says so, too."""
         sync(Path(self._metrics.name))
+        for sink in self._sinks:
+            sink.settle()
 
     def event(self, step: int, text: str, level: Level = "info") -> None:
         """Report something worth knowing that follows from the position in the run (never a resume: the tracker notes
@@ -331,7 +323,7 @@ def require(settings: Track) -> None:
         import_wandb()
     folder = None if settings.tensorboard_dir is None else Path(settings.tensorboard_dir).expanduser()
     if settings.tensorboard and folder is not None and folder.is_dir():
-        strangers = sorted(path.name for path in folder.iterdir() if not path.name.startswith("events.out.tfevents."))
+        strangers = sorted(path.name for path in folder.iterdir() if not path.name.startswith(PREFIX))
         if strangers:
             raise ConfigError(
                 f"track.tensorboard_dir: {folder} holds more than curves ({strangers[0]} …); name a folder of its own"
