@@ -330,7 +330,10 @@ def test_warm_start_is_strict(part: Path, tmp_path: Path) -> None:
         begin("none", {"train": {"steps": 1, "warm_start": str(tmp_path / "none.pt")}})
     assert not (tmp_path / "none").exists()
     content = torch.load(path, weights_only=True)
-    torch.save({**content, "family": "twin"}, tmp_path / "twin.pt")
+    checksum = (
+        portable.read_pt(path).head.model_copy(update={"family": "twin"}).checksum(content["config"], content["facts"])
+    )
+    torch.save({**content, "family": "twin", "checksum": checksum}, tmp_path / "twin.pt")
     with pytest.raises(CheckpointError, match="weights of family 'twin', not 'toy'"):
         begin("twin", {"train": {"steps": 1, "warm_start": str(tmp_path / "twin.pt")}})
 

@@ -20,7 +20,7 @@ from helpers import TOY, toy_config
 from hostile import NO_FILES, PICKLES, Bomb, soon
 from transformers import BertConfig, BertModel
 
-from sensorium import config, exported, reading
+from sensorium import config, exported, proof, reading
 from sensorium.data import manage, readers
 from sensorium.engine import checkpoint, continuation, loop, portable, rundir, session, settings
 from sensorium.engine.contract import Saved
@@ -121,13 +121,13 @@ def test_a_pickle_in_place_of_a_checkpoint_or_an_export_is_refused(tmp_path: Pat
     marker = tmp_path / "marker"
     content = PICKLES[name](marker)
     folder = copied(checkpoint.folder_of(run, 2), tmp_path / "step_00000002", "")
-    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+    manifest = proof.unseal((folder / checkpoint.MANIFEST).read_bytes(), checkpoint.FORMAT)
     for part in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE):
         before = (folder / part).read_bytes()
         for data in (before, content):
             manifest["files"][part] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             (folder / part).write_bytes(data)
-            (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+            (folder / checkpoint.MANIFEST).write_bytes(proof.seal(manifest))
             if data is content:
                 refused(CheckpointError, lambda: checkpoint.load(folder, "toy"), "cannot be read", folder)
             else:
@@ -287,7 +287,7 @@ SHORT = 90_000
     [
         ("a.json", "[" * DEEP, "nested too deeply"),
         ("a.json", '{"a":' * 30_000 + "1" + "}" * 30_000, "nested too deeply"),
-        ("a.json", '{"a":' * 100 + "1" + "}" * 100, "nested deeper than 64 levels"),
+        ("a.json", '{"a":' * 100 + "1" + "}" * 100, "nested too deeply"),
         ("a.yaml", "a: " + "[" * DEEP, "nested too deeply"),
         ("a.yaml", "a: " + "[" * 70 + "]" * 70, "nested deeper than 64 levels"),
         ("a.toml", "a = " + "[" * DEEP, "nested too deeply"),
@@ -419,7 +419,7 @@ def test_a_lying_pt_file_is_refused(
 def test_a_packed_pt_file_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     """A megabyte may hold a gigabyte of zeros."""
     path = tmp_path / "best.pt"
-    torch.save({"format": 1, "checkpoint": {}, "w": torch.zeros(1_000_000)}, tmp_path / "plain.pt")
+    torch.save({"format": portable.FORMAT, "checkpoint": {}, "w": torch.zeros(1_000_000)}, tmp_path / "plain.pt")
     with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
@@ -434,9 +434,9 @@ def test_a_packed_pt_file_is_refused_before_it_is_unpacked(tmp_path: Path) -> No
     [
         ('{"a":' * DEEP, "nested too deeply"),
         ("[]", "found a list"),
-        ("{}", "facts must be there"),
+        ("{}", "it names no format"),
         ('{"facts": {}, "facts": {}}', "'facts' is given twice"),
-        ('{"facts": [], "fingerprints": {}}', "facts must be there"),
+        ('{"format": 1, "facts": {}, "fingerprints": {}}', "its checksum differs"),
         ('{"facts": {"a": NaN}, "fingerprints": {}}', "NaN is no number of JSON"),
         ('{"facts": {"a": "\\ud800"}, "fingerprints": {}}', "surrogates not allowed"),
     ],

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from sensorium import proof
-from sensorium.engine import checkpoint
+from sensorium.engine import checkpoint, session
+from sensorium.engine.guard import Guard
 
 FLIPS = int(os.environ.get("SENSORIUM_FLIPS", "1000"))  # of each of the properties, together over its files
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -75,6 +76,4 @@ def forge_file(folder: Path, name: str, data: bytes) -> None:
 
 def state(**changes: Any) -> bytes:
     """``state.json`` at step 6, as the engine writes it, with changes."""
-    guard = {"in_a_row": 0, "skipped": 0, "at_chance": 0}
-    usual = {"step": 6, "best": None, "stage_ends": [6], "replaced": 0, "scaler": {}, "guard": guard}
-    return json.dumps({**usual, **changes}).encode()
+    return json.dumps({**session.Progress(Guard(1), step=6, stage_ends=[6]).dump(), **changes}).encode()

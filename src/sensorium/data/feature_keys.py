@@ -113,9 +113,13 @@ class ContentKeys:
                 memo.text_factory = bytes  # what damage left need not be UTF-8
                 memo.execute(_TABLE)
                 return use(memo)
-        except (sqlite3.Error, MemoryError) as error:  # MemoryError: a damaged length
+        except (
+            sqlite3.Error,
+            MemoryError,
+            UnicodeDecodeError,
+        ) as error:  # a damaged length; a message that quotes damage
             if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _NO_DAMAGE:
-                self._set_aside(self._memo, str(error))
+                self._set_aside(self._memo, " ".join(str(error).split()))
             return None
 
     def _set_aside(self, memo: Path, reason: str) -> None:

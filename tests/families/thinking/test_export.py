@@ -102,6 +102,12 @@ def test_what_is_no_export_of_ours_is_refused(run: Path, export: Path, tmp_path:
         with pytest.raises(CheckpointError, match=match):
             sensorium.load(export)
 
+    whole = (export / "config.json").read_bytes()
+    rewrite(export, facts=[], seed=None)
+    refused(r"config\.json: is no description of an export; missing or of another kind: facts, seed")
+    (export / "config.json").write_text("[" * 100_000)
+    refused(r"config\.json: cannot be read \(nested too deeply\)")
+    (export / "config.json").write_bytes(whole)
     rewrite(export, format=2)
     refused(r"config\.json: format 2; this version reads format 1")
     (export / "config.json").write_text('{"model_type": "bert"}')

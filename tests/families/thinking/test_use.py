@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -94,35 +95,53 @@ def test_an_index_of_other_weights_is_refused(run: Path) -> None:
 
 
 def test_a_hostile_index_is_refused_and_nothing_in_it_is_run(run: Path, tmp_path: Path) -> None:
-    model, marker = sensorium.load(run), tmp_path / "marker"
-    assert model.search({"text": "x"}, "image")
-    folder = run / "index" / model.loaded.digest[:16]
+    marker = tmp_path / "marker"
+
+    def search() -> Any:
+        return sensorium.load(run).search({"text": "x"}, "image")
+
+    assert search()
+    folder = run / "index" / sensorium.load(run).loaded.digest[:16]
     matrix, table = folder / "image.npy", folder / "index.json"
     right = matrix.read_bytes(), table.read_bytes()
     rows = np.load(matrix)
     for content in (np.array([Bomb(marker)]), rows[:-1], rows[:, :-1], rows.astype(np.float64)):
         np.save(matrix, content)
-        with pytest.raises(CheckpointError, match=r"image\.npy: damaged .*; delete .* to build it anew"):
-            model.search({"text": "x"}, "image")
+        with pytest.raises(CheckpointError, match=r"image\.npy: damaged .*; delete .* to build the index anew"):
+            search()
     for data in (b"", pickle.dumps(Bomb(marker)), right[0][:200]):
         matrix.write_bytes(data)
         with pytest.raises(CheckpointError, match=r"image\.npy: damaged"):
-            model.search({"text": "x"}, "image")
+            search()
     np.savez(folder / "image", rows=rows)
     (folder / "image.npz").rename(matrix)
     with pytest.raises(CheckpointError, match=r"image\.npy: damaged"):
-        model.search({"text": "x"}, "image")
+        search()
     matrix.write_bytes(right[0])
     for text in ("", "[]", "{}", '{"a":' * 100_000, right[1].decode().replace('"rows": {', '"rows": {"x": [999999], ')):
         table.write_text(text)
         with pytest.raises(CheckpointError, match=r"index\.json: damaged"):
-            sensorium.load(run).search({"text": "x"}, "image")
+            search()
     table.write_bytes(right[1])
-    assert sensorium.load(run).search({"text": "x"}, "image")
+    assert search()
     assert not marker.exists()
     np.save(tmp_path / "bomb.npy", np.array([Bomb(marker)]))
     np.load(tmp_path / "bomb.npy", allow_pickle=True)
     assert marker.exists()  # the twin: whoever allows pickles runs it
+
+
+@pytest.mark.parametrize("name", ["index.json", "image.npy"])
+def test_a_damaged_index_is_refused_by_the_search(run: Path, name: str) -> None:
+    model = sensorium.load(run)
+    before = model.search({"text": "a red circle"}, "image", 3)
+    path = run / "index" / model.loaded.digest[:16] / name
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=rf"{name}: damaged \(.*delete .* to build"):
+        sensorium.load(run).search({"text": "a red circle"}, "image", 3)
+    shutil.rmtree(path.parent)
+    again = sensorium.load(run).search({"text": "a red circle"}, "image", 3)  # built anew
+    assert [(hit.id, hit.score) for hit in again] == [(hit.id, hit.score) for hit in before]
 
 
 def test_bad_queries_are_one_line(run: Path) -> None:

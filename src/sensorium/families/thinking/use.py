@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, NonNegativeInt
 from torch import Tensor
 
 from sensorium import exported
@@ -28,23 +27,6 @@ from sensorium.parts.encoders import Encoded, FrozenEncoder
 BATCH = 128  # rows embedded at once while the index is built
 DEFAULT_ANSWER: dict[Modality, Modality] = {"text": "image", "image": "text", "audio": "image"}
 ENCODERS = "encoders"  # in the facts: identities of the encoders that the model was trained over
-
-
-class _Row(BaseModel):
-    """An item as the index holds it."""
-
-    id: str
-    text: str | None
-    image: str | None
-    audio: str | None
-
-
-class _Index(BaseModel):
-    """``index.json``. ``rows``: of each modality, the item that a row of its matrix stands for."""
-
-    digest: str
-    rows: dict[str, list[NonNegativeInt]]
-    items: list[_Row]
 
 
 def identity_of(encoder: FrozenEncoder) -> Any:
@@ -180,23 +162,6 @@ class Searcher:
         if modality not in self._matrices:  # proven once, not at each search
             self._matrices[modality] = index.open_matrix(self._folder, self._table, modality)
         return self._matrices[modality]
-
-    def _matrix(self, modality: str, width: int) -> np.ndarray:
-        """``[items, width]`` of one modality, memory-mapped; nothing in the file is unpickled."""
-        path = self._folder / f"{modality}.npy"
-        try:
-            matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-        except (ValueError, EOFError) as error:
-            raise self._damaged(path, str(error)) from error
-        expected = (len(self.index["rows"].get(modality, ())), width)
-        if not isinstance(matrix, np.ndarray) or matrix.dtype != np.float32 or matrix.shape != expected:
-            raise self._damaged(path, "another kind or number of rows")
-        return matrix
-
-    def _damaged(self, path: Path, reason: str) -> CheckpointError:
-        return CheckpointError(f"{path}: damaged ({reason}); delete {self._folder} to build it anew")
 
     def build_index(self) -> None:
         """Embed every distinct text, picture and recording of the run's data set; appears by one rename."""
