@@ -128,8 +128,10 @@ def branch(origin: Path, checkpoints: Sequence[Path], run: Path, files: Sequence
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "checkpoints").mkdir(parents=True)
     with locked(origin):
-        for name in ("config.yaml", "facts.json", "environment.json", "metrics.jsonl", "times.jsonl"):
+        curves = [f"tensorboard/{path.name}" for path in sorted((origin / "tensorboard").glob("*"))]
+        for name in ("config.yaml", "facts.json", "environment.json", "metrics.jsonl", "times.jsonl", *curves):
             if (origin / name).exists():
+                (temporary / name).parent.mkdir(exist_ok=True)
                 copy_file(origin / name, temporary / name)
         for folder in checkpoints:
             copy = temporary / "checkpoints" / folder.name
