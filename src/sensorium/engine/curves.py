@@ -2,8 +2,8 @@
 
 A file begins by saying from which step on what earlier ones hold counts no more. TensorBoard acts on that from the
 second file that says so, hence the first one says it, too; and it reads the files by name, hence each takes a later
-name than those that are there, even where the clock was set back. Written without ``SummaryWriter``, which promises
-neither, and holds back what a kill would then lose.
+name than those that are there, even where the clock was set back. ``SummaryWriter`` does
+neither.
 """
 
 from __future__ import annotations
