@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from helpers import TOY, ToyEvaluator, ToySource, toy_config, toy_sources
 from sensorium import errors
 from sensorium.engine import checkpoint, loop, ranks, rundir
 from sensorium.engine.backend import Backend
-ranks.SILENCE, ranks.BEAT = 1.5, 0.2
+ranks.SILENCE, ranks.BEAT = 2.0, 0.5
 
 def before(module, name, when, do):
     \"\"\"Call do() before the function is called for the when-th time.\"\"\"
@@ -92,15 +92,14 @@ class Group:
     words: list[Path]
     pids: list[int]
 
-    def codes(self, seconds: float = 60) -> list[int]:
+    def codes(self) -> list[int]:
         """The exit codes of all, in the order of the ranks; waits for their end."""
-        self.nursery.wait_until(lambda: set(self.pids) <= self.nursery.ended.keys(), seconds)
+        self.nursery.wait_for(*self.pids)
         return [self.nursery.ended[pid] for pid in self.pids]
 
     def said(self, rank: int) -> str:
-        """What a rank printed, but for what DDP remarks on a model whose parameters are all used."""
-        lines = self.words[rank].read_text().splitlines()
-        return "\n".join(line for line in lines if "find_unused_parameters=True was specified" not in line)
+        """What a rank printed."""
+        return self.words[rank].read_text().strip()
 
     def send(self, number: int, *ranks: int) -> None:
         for rank in ranks or range(len(self.pids)):
@@ -135,9 +134,9 @@ class Nursery:
             pids.append(self._ask({"source": source, "words": str(words[-1]), "environment": {**shared, **own}}))
         return Group(self, words, pids)
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
+    def wait_for(self, *pids: int) -> None:
+        deadline = time.monotonic() + 60
+        while not set(pids) <= self.ended.keys():
             assert time.monotonic() < deadline
             self.ended.update((pid, code) for pid, code in self._ask({}))
             time.sleep(0.02)
@@ -154,7 +153,7 @@ class Nursery:
 def open_nursery(folder: Path) -> Iterator[Nursery]:
     """For as long as the block lasts; ends every process that it started."""
     command = [sys.executable, "-c", NURSERY, str(Path(__file__).parent)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # ours, without torch's own
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True, process_group=0) as program:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from helpers import TOY, lines, toy_config
 
 from sensorium.engine import checkpoint, launch, loop
-from sensorium.errors import ConfigError, RunError
+from sensorium.errors import ConfigError, Interrupted, RunError, Stopped
 
 FOLDER = Path(__file__).parent
 # The command line with the toy family.
@@ -68,8 +69,8 @@ def gone(processes: list[int]) -> bool:
     return not [pid for pid in processes if Path(f"/proc/{pid}").exists()]
 
 
-def trains(run: Path) -> bool:
-    return (run / "metrics.jsonl").exists() and len(lines(run / "metrics.jsonl")) > 3
+def trains_after(run: Path, step: int) -> bool:
+    return lines(run / "metrics.jsonl")[-1]["step"] > step
 
 
 def test_two_processes_are_one_run(tmp_path: Path) -> None:
@@ -99,19 +100,30 @@ def test_a_sample_that_one_process_cannot_read(tmp_path: Path) -> None:
     assert err == "error: toy sample 5: broken on purpose; mend or remove it, or set loader.bad_samples=skip\n"
 
 
-def test_a_signal_saves_and_stops_all(tmp_path: Path) -> None:
+def test_signals_reach_all(tmp_path: Path) -> None:
+    """SIGUSR1 saves, also when it comes before a rank can hear it; SIGTERM saves and stops."""
     run = tmp_path / "run"
     words = ["train.steps=1000000", "checkpoint.every_epochs=null", "evaluate.every_epochs=null"]
     with start("train", "toy", "--run", str(run), *words) as child:
-        wait_for(lambda: trains(run) or child.poll() is not None)
+        wait_for(lambda: len(children(child.pid)) == 2)
+        child.send_signal(signal.SIGUSR1)
+        wait_for(lambda: bool(checkpoint.complete(run)[0]) or child.poll() is not None)
         ranks = children(child.pid)
         assert len(ranks) == 2
         child.send_signal(signal.SIGTERM)
         _, err = child.communicate(timeout=60)
-    assert child.returncode == 1
+    assert child.returncode == 0
     assert gone(ranks)
-    step = int(err.removeprefix("error: stopped at step ").partition(";")[0])
-    assert err == f"error: stopped at step {step}; saved. `sensorium resume {run}` continues\n"
+    step = int(err.removeprefix("stopped at step ").partition(";")[0])
+    assert err == f"stopped at step {step}; saved. `sensorium resume {run}` continues\n"
+    assert [folder.name for folder in checkpoint.complete(run)[0]] == ["step_00000001", f"step_{step:08}"]
+    with start("resume", str(run)) as child:
+        wait_for(lambda: trains_after(run, step) or child.poll() is not None)
+        os.kill(children(child.pid)[1], signal.SIGKILL)
+        _, err = child.communicate(timeout=60)
+    memory = "(by hand, or by the system for want of memory)"
+    told = rf"error: rank [01] of 2 processes was killed by SIGKILL {re.escape(memory)}; the others were stopped\n"
+    assert (child.returncode, bool(re.fullmatch(told, err))) == (1, True), err
     longer = toy_config({**LONG, "train": {"steps": step + 2}})
     loop.train(TOY, longer, run, resume=True, quiet=True)
     assert checkpoint.folder_of(run, step).is_dir()
@@ -188,8 +200,17 @@ def test_ctrl_c_reaches_each_process_once(capfd: pytest.CaptureFixture[str]) -> 
 def test_death_by_the_signal_that_was_handed_on() -> None:
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
-    with pytest.raises(RunError, match=r"^stopped by SIGTERM; the last checkpoint"):
+    with pytest.raises(Stopped, match=r"^stopped by SIGTERM; the last checkpoint"):
         launched("time.sleep(100)")
+
+
+def test_ctrl_c_twice_ends_those_that_cannot_hear_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "PATIENCE", 0.3)
+    for seconds in (0.6, 0.9):
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+    deaf = "import signal\nfor number in (2, 15): signal.signal(number, signal.SIG_IGN)\n"
+    with pytest.raises(Interrupted, match=r"^stopped at once; the last checkpoint"):
+        launched(deaf + "time.sleep(100)")
 
 
 def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
@@ -200,7 +221,7 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
         if launch.spread(toy_config({{"train": {{"processes": 2}}}}).train) is None:
             with signals.noted(insist=True) as stop:
                 open({str(tmp_path)!r} + f"/{{__import__('os').environ['RANK']}}", "w")
-                while not stop:
+                while not stop.received:
                     __import__("time").sleep(0.02)
     """
     words = [sys.executable, "-c", textwrap.dedent(program)]

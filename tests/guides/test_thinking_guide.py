@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from guide_scripts import FLICKR8K, SCRIPTS, SIZES, SMALL, SOTA8GB, Script, refu
 from safetensors.torch import load_file
 
 from sensorium import guide
-from sensorium.engine import checkpoint
+from sensorium.engine import checkpoint, loop
 
 
 def in_order(lines: list[str], expected: list[str]) -> bool:
@@ -180,6 +182,27 @@ def test_killed_and_continued(here: Path, script: Script) -> None:
     assert answer.code == 0, answer.err
     assert any(line.startswith("Continuing checkpoints/run exactly at step ") for line in answer.lines)
     same_training(here / "whole/run", here / "checkpoints/run")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_stopped_and_continued(
+    number: int, code: int, here: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop._step
+
+    def step(*arguments: Any) -> dict[str, float]:
+        if arguments[-1] == 2:
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_step", step)
+        answer = script(*SMALL, "--epochs", "1", "--set", "evaluate.test=false")
+    said = "stopped at step 3; saved. `sensorium resume checkpoints/run` continues"
+    assert (answer.code, answer.err) == (code, f"{said}\nTo go on: --checkpoint checkpoints/last.pt\n")
+    answer = script("--checkpoint", "checkpoints/last.pt")
+    assert (answer.code, answer.err) == (0, "")
+    assert any(line.startswith("Continuing checkpoints/run exactly at step 3 ") for line in answer.lines)
 
 
 def test_what_is_done_is_said_and_what_is_not_newest_becomes_a_branch(here: Path, script: Script) -> None:

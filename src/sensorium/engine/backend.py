@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -198,6 +199,8 @@ class Backend:
             found: SensoriumError | None = ranks.dead_worker(error, self._advice)
             if self._roll is not None:
                 found = self._roll.leave(found or error, self._patience, self._advice) or found
+            if found is not None or not isinstance(error, Exception) or isinstance(error, SensoriumError):
+                _let_go(error)  # of anything else a debugger may want to look at the variables
             self._close()
         if found is not None:
             raise found from error
@@ -216,6 +219,14 @@ class Backend:
     def peak_memory(self) -> int | None:
         """Largest number of bytes allocated on the GPU so far; None on a CPU."""
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames of a traceback hold: the model with its process group, and loader workers, which end at once
+    when they are let go one by one, but are waited for when a garbage collector finds them."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _silent(_: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,11 +64,20 @@ class _Collate:
 
 def _start_worker(_: int) -> None:
     """Signals are the trainer's business, also those that a scheduler sends to all processes of a job: it needs its
-    workers for the step that it finishes. A worker ends when it is told to, and at once when the trainer was killed:
-    its copies of the trainer's connections would keep the other processes of the run waiting."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    workers for the step that it finishes. A worker ends when the trainer says so, and at once when that was killed: its
+    copies of the trainer's connections would keep the other processes of the run waiting."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
     _prctl_pr_set_pdeathsig(signal.SIGKILL)
+
+
+def _obey(trainer: int) -> None:
+    """End on a SIGTERM of the trainer, which sends it to workers that did not end by themselves."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Batches:

@@ -297,6 +297,7 @@ def _after_step(
         run.backend.barrier()
         while signal.SIGUSR1 in run.stop:
             run.stop.remove(signal.SIGUSR1)
+        if saving:
             run.tracker.say(f"Saved at step {step}, as SIGUSR1 asked")
         run.tracker.restart_clock()
     if any(stopping):

@@ -27,6 +27,7 @@ from sensorium.errors import Interrupted, RunError, SensoriumError, Stopped
 BEAT = 1.0  # seconds between two signs of life
 SILENCE = 5.0  # seconds without one after which a process counts as gone
 QUICK = 0.1  # seconds between two looks at the store once this process leaves
+PAUSE = 0.3  # seconds before the first of them: the connections of a killed process close one after the other
 _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (\w+)|exited)")
 _numbers = itertools.count()  # of the rolls of this process: all processes of a run open the same ones
 
@@ -121,16 +122,18 @@ class Roll:
         Takes a moment, and up to ``SILENCE`` seconds where it must be found out who is missing. ``patience``: how long
         a collective operation waits, in words. ``advice``: what to do, for the end of a line.
         """
-        word = word_of(error)
+        word, found = word_of(error), None
+        if word.kind == "cut":
+            time.sleep(PAUSE)
         self._tell(word)
-        if word.kind != "cut":
-            if self.rank == 0 and not _hosted_elsewhere():  # the store goes with this process: let them read it first
-                self._wait(lambda: self._readers | self.left.keys() >= set(self.others))
-            return None
-        self._wait(lambda: len(self.left) == len(self.others) or any(w.kind != "cut" for w in self.left.values()))
-        found = self._verdict(word, patience, advice)
+        if word.kind == "cut":
+            self._wait(lambda: len(self.left) == len(self.others) or any(w.kind != "cut" for w in self.left.values()))
+            found = self._verdict(word, patience, advice)
         if found is not None:
             self._tell(Word("found", str(found), found.exit_code))  # for one that comes later
+        if self.rank == 0 and not _hosted_elsewhere():  # the store goes with this process: let them read it first
+            there = self._beating | self.left.keys() if word.kind == "cut" else set(self.others)
+            self._wait(lambda: self._readers >= there)
         return found
 
     def _tell(self, word: Word) -> None:
