@@ -77,7 +77,7 @@ def test_names_that_differ_in_case_are_two_files_where_the_disk_can(tmp_path: Pa
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("names", [("a", "a/b/c"), ("a/b/c", "a"), ("a/b/c", "a/b")])
 def test_a_member_that_is_a_file_and_a_folder_is_refused(tmp_path: Path, kind: Kind, names: tuple[str, ...]) -> None:
-    with pytest.raises(DataError, match="as a file and as a folder|holds a(/b)? twice"):
+    with pytest.raises(DataError, match=r"as a file and as a folder|holds a(/b)? twice"):
         unpacked(tmp_path, kind, packed(kind, *names))
 
 
