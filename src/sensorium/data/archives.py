@@ -173,19 +173,24 @@ def _require_announced(remote: Remote, size: int) -> None:
 
 def _write(content: IO[bytes], target: Path, size: int) -> int:
     """The number of bytes. Only plain files are ever made in a new folder, so no path in it can lead elsewhere."""
-    try:
-        make_folder(target.parent)
-    except DiskError as error:
-        if isinstance(error.__cause__, FileExistsError | NotADirectoryError):
-            raise DataError(
-                f"{target.parent.name} is both a file and a folder of the archive; nothing was unpacked"
-            ) from None
-        raise
-    with content, told(target), open_file(target, "xb") as file:
+    with content, _new(target) as file, told(target):
         shutil.copyfileobj(content, file, BLOCK)
         if file.tell() != size:
             raise EOFError(f"{target.name} has {file.tell():,} of {size:,} bytes")
     return size
+
+
+def _new(target: Path) -> IO[bytes]:
+    try:
+        make_folder(target.parent)
+        return open_file(target, "xb")
+    except DiskError as error:
+        if isinstance(error.__cause__, FileExistsError | NotADirectoryError | IsADirectoryError):
+            raise DataError(
+                f"{target.name}: in the archive as a file and as a folder, or in capitals and small letters that this "
+                "disk cannot tell apart; nothing was unpacked"
+            ) from None
+        raise
 
 
 def _no_plain_file(remote: Remote, member: str) -> DataError:

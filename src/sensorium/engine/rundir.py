@@ -151,10 +151,8 @@ def branch(origin: Path, checkpoints: Sequence[Path], run: Path, files: Sequence
     remove(temporary)
     make_folder(temporary / "checkpoints")
     with locked(origin):
-        curves = [f"tensorboard/{path.name}" for path in sorted((origin / "tensorboard").glob("*"))]
-        for name in ("config.yaml", "facts.json", "environment.json", "metrics.jsonl", "times.jsonl", *curves):
+        for name in ("config.yaml", "facts.json", "environment.json", "metrics.jsonl", "times.jsonl"):
             if (origin / name).exists():
-                (temporary / name).parent.mkdir(exist_ok=True)
                 copy_file(origin / name, temporary / name)
         folders = {folder: temporary / "checkpoints" / folder.name for folder in checkpoints}
         if (origin / "tensorboard").is_dir():
