@@ -113,11 +113,8 @@ class ContentKeys:
                 memo.text_factory = bytes  # what damage left need not be UTF-8
                 memo.execute(_TABLE)
                 return use(memo)
-        except (
-            sqlite3.Error,
-            MemoryError,
-            UnicodeDecodeError,
-        ) as error:  # a damaged length; a message that quotes damage
+        # MemoryError: a damaged length; UnicodeDecodeError: a message that quotes what is damaged
+        except (sqlite3.Error, MemoryError, UnicodeDecodeError) as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _NO_DAMAGE:
                 self._set_aside(self._memo, " ".join(str(error).split()))
             return None
