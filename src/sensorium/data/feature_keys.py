@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sensorium.errors import DataError, DiskError
-from sensorium.files import free_name, make_folder, remove, rename
+from sensorium.files import free_name, make_folder, rename
 
 Content = str | Path
 _Stamp = tuple[int, int]  # size, mtime in nanoseconds
@@ -123,8 +123,6 @@ class ContentKeys:
         aside = free_name(memo)
         try:
             rename(memo, aside)
-            for suffix in ("-journal", "-wal", "-shm"):  # beside a new memo they would be played back into that
-                remove(memo.with_name(f"{memo.name}{suffix}"))
         except DiskError as error:
             self._memo = None
             self._say(f"{memo}: damaged ({reason}) and cannot be set aside; files are hashed anew ({error})")
