@@ -21,6 +21,7 @@ from wrecks import FLIPS, WRECKS, flipped, forge_file, put_link, state
 from sensorium.engine import checkpoint, loop, portable, report_data, rundir, session
 from sensorium.engine.contract import Saved
 from sensorium.engine.files import cut_back
+from sensorium.engine.report import write_report
 from sensorium.engine.results import read_result
 from sensorium.errors import CheckpointError, SensoriumError
 
@@ -223,6 +224,18 @@ def test_a_wrecked_log_or_result_stops_no_report(run: Path, whole: Path, wreck: 
     assert rundir.finished(run, STEPS) == (wreck in ("a link", "one byte short", "one byte longer"))
 
 
+def test_numbers_beyond_all_numbers_stop_no_report(run: Path) -> None:
+    huge = "1" + "0" * 400
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(f'{{"kind": "train", "step": 6, "loss": {huge}}}\n')
+    (run / "summary.json").write_text(f'{{"steps": "nan", "seconds": {{"train": "inf"}}, "best": {{"value": {huge}}}}}')
+    assert write_report(run).exists()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(f'{{"kind": "train", "step": {huge}}}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line \d+ is damaged \(no object with a step\)"):
+        cut_back(run / "metrics.jsonl", 3)
+
+
 @pytest.mark.parametrize("wreck", ["deleted", "empty", "cut", "a folder", "a FIFO", "nowhere", "deep", "no text"])
 def test_a_wrecked_pt_file_is_one_line(best: Path, wreck: str) -> None:
     WRECKS[wreck](best)
@@ -244,6 +257,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a file in its place": FOLDERS["a file"][0],
     "a link in its place": FOLDERS["a link"][0],
     "a FIFO in its place": FOLDERS["a FIFO"][0],
+    "a link to nowhere in its place": lambda folder: (shutil.rmtree(folder), folder.symlink_to("nowhere")),
 }
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sensorium.errors import DataError, DiskError
-from sensorium.files import free_name, make_folder, remove, rename
+from sensorium.files import free_name, make_folder, rename
 
 Content = str | Path
 _Stamp = tuple[int, int]  # size, mtime in nanoseconds
@@ -113,11 +113,8 @@ class ContentKeys:
                 memo.text_factory = bytes  # what damage left need not be UTF-8
                 memo.execute(_TABLE)
                 return use(memo)
-        except (
-            sqlite3.Error,
-            MemoryError,
-            UnicodeDecodeError,
-        ) as error:  # a damaged length; a message that quotes damage
+        # MemoryError: a damaged length; UnicodeDecodeError: a message that quotes what is damaged
+        except (sqlite3.Error, MemoryError, UnicodeDecodeError) as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _NO_DAMAGE:
                 self._set_aside(self._memo, " ".join(str(error).split()))
             return None
@@ -126,8 +123,6 @@ class ContentKeys:
         aside = free_name(memo)
         try:
             rename(memo, aside)
-            for suffix in ("-journal", "-wal", "-shm"):  # beside a new memo they would be played back into that
-                remove(memo.with_name(f"{memo.name}{suffix}"))
         except DiskError as error:
             self._memo = None
             self._say(f"{memo}: damaged ({reason}) and cannot be set aside; files are hashed anew ({error})")
