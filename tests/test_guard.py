@@ -157,12 +157,21 @@ def test_a_loss_scale_that_overflows_is_lowered_and_resumed(tmp_path: Path, fami
     assert_left_as_it_was(whole, 2)
 
 
-def test_a_scale_that_stays_too_high_stops_the_run(tmp_path: Path) -> None:
-    """Negative twin of the scaler that recovers: with less patience the run gives up, and names what is good."""
-    with scaled(2.0**127), pytest.raises(RunError, match=r"step 2: the gradient is not finite, 2 steps in a row"):
-        run(tmp_path / "run", toy_config({**EACH_STEP, **STEEP, "guard": {"max_skipped": 2}}))
-    state = checkpoint.load(checkpoint.folder_of(tmp_path / "run", 1), TOY.name).state
-    assert (state["scaler"]["scale"], state["guard"]["skipped"]) == (2.0**126, 1)
+def test_the_search_for_a_scale_does_not_stop_the_run(tmp_path: Path) -> None:
+    """The first guess may be far too large: halving it a few times in a row is no failure."""
+    with scaled(2.0**127):
+        run(tmp_path / "run", toy_config({**EACH_STEP, **STEEP, "guard": {"max_skipped": 1}}))
+    state = checkpoint.load(checkpoint.folder_of(tmp_path / "run", 2), TOY.name).state
+    assert (state["scaler"]["scale"], state["guard"]) == (2.0**125, {"in_a_row": 0, "skipped": 2, "at_chance": 0})
+
+
+def test_what_no_scale_mends_stops_the_run(tmp_path: Path) -> None:
+    """Negative twin: from 4 the scale falls to 2, then to 1, from where on the skipped steps count."""
+    changes = {**EACH_STEP, **at_steps("torn_at", 0, 1, 2, 3), "guard": {"max_skipped": 2}}
+    with scaled(4.0), pytest.raises(RunError, match=r"step 3: the gradient is not finite, 2 steps in a row"):
+        run(tmp_path / "run", toy_config(changes, FRAGILE), FRAGILE)
+    text = (tmp_path / "run/metrics.jsonl").read_text()
+    assert "step 1: the gradient does not fit into fp16; step skipped, loss scale lowered to 2" in text
 
 
 def test_a_norm_that_overflows_over_finite_gradients_moves_nothing() -> None:

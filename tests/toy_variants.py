@@ -97,8 +97,8 @@ def scaled(scale: float | None) -> Iterator[None]:
         if scale is not None:
             begin = Backend.__init__
 
-            def with_scaler(self: Backend, train: settings.Train) -> None:
-                begin(self, train)
+            def with_scaler(self: Backend, train: settings.Train, advice: str = "") -> None:
+                begin(self, train, advice)
                 self._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=4)
 
             patch.setattr(Backend, "__init__", with_scaler)

@@ -136,6 +136,11 @@ class Backend:
         self._plain.zero_grad()
         return norm, finite
 
+    def loss_scale(self) -> float | None:
+        """By what the loss is multiplied in fp16; None in other precisions."""
+        scaler = self._accelerator.scaler
+        return None if scaler is None else float(scaler.get_scale())
+
     def drop_step(self, loss: Tensor) -> None:
         """Forget the gradients of a step that ends here, as ``loss`` was not finite on one of the processes."""
         if self.world > 1:  # DDP would take the next step's first backward pass for the one that it still waits for

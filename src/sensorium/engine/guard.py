@@ -36,10 +36,16 @@ class Guard:
     def passed(self) -> None:
         self.in_a_row = 0
 
-    def skip(self, step: int, what: str, last_good: str) -> str:
-        """Count one skipped step and return the line to show. Raises RunError when it was one too many."""
-        self.in_a_row += 1
+    def skip(self, step: int, what: str, last_good: str, scale: float | None = None) -> str:
+        """Count one skipped step and return the line to show. Raises RunError when it was one too many.
+
+        ``scale``: what the loss scaler of fp16 has come down to. Above 1 it is still on its way from a first guess that
+        is far too large, and such steps do not count as a row.
+        """
         self.skipped += 1
+        if scale is not None and scale > 1:
+            return f"step {step}: the {what} does not fit into fp16; step skipped, loss scale lowered to {scale:g}"
+        self.in_a_row += 1
         if self.in_a_row >= self.max_skipped:
             raise RunError(
                 f"step {step}: the {what} is not finite, {self.in_a_row} steps in a row; stopped. "

@@ -250,7 +250,7 @@ def _step(run: Run, model: nn.Module, stream: Iterator[Batch], step: int) -> dic
     values = {name: total / sums[0] for name, total in zip(logs, sums[1:], strict=True)}
     norm, moved = backend.finish_step(config.train.batch_size / sums[0], config.train.grad_clip)
     if not moved:
-        return _skip(run, step, "gradient", values)
+        return _skip(run, step, "gradient", values, run.backend.loss_scale())
     run.progress.guard.passed()
     alarm = run.family.at_chance and run.progress.guard.watch(run.family.at_chance(values))
     if alarm:
@@ -260,12 +260,12 @@ def _step(run: Run, model: nn.Module, stream: Iterator[Batch], step: int) -> dic
     return {**values, "grad_norm": norm}
 
 
-def _skip(run: Run, step: int, what: str, values: dict[str, float]) -> dict[str, float]:
+def _skip(run: Run, step: int, what: str, values: dict[str, float], scale: float | None = None) -> dict[str, float]:
     # All take those of the main process: they are what a checkpoint holds, and DDP hands them on before a forward pass
     # only when the one before it was the last of its step.
     run.buffers.put_back(run.backend.from_main(run.buffers.kept))
     good, _ = checkpoint.complete(run.folder)
-    line = run.progress.guard.skip(step + 1, what, str(good[-1]) if good else "none")
+    line = run.progress.guard.skip(step + 1, what, str(good[-1]) if good else "none", scale)
     run.tracker.event(step + 1, line, "warning")
     return values
 
