@@ -11,7 +11,23 @@ from hypothesis import strategies as st
 WORDS = st.one_of(
     st.text(max_size=8),
     st.sampled_from(
-        ["", " ", "a", "é", "nan", "5e-5", "null", "\x1b[2J", "\u202e", "\0", "../x", "/etc/passwd", "x" * 5000]
+        [
+            "",
+            " ",
+            "a",
+            "é",
+            "nan",
+            "inf",
+            "-inf",
+            "5e-5",
+            "null",
+            "\x1b[2J",
+            "\u202e",
+            "\0",
+            "../x",
+            "/etc/passwd",
+            "x" * 5000,
+        ]
     ),
 )
 NUMBERS = st.one_of(
@@ -29,7 +45,7 @@ TREES = st.recursive(
 
 @st.composite
 def near(draw: st.DrawFn, right: Any, most: int = 3) -> Any:
-    """``right`` with up to ``most`` values replaced, removed, given another key, or added, at any depth."""
+    """``right`` with up to ``most`` values changed, replaced, removed, given another key, or added, at any depth."""
     tree = copy.deepcopy(right)
     for _ in range(draw(st.integers(0, most))):
         node = tree
@@ -44,12 +60,14 @@ def near(draw: st.DrawFn, right: Any, most: int = 3) -> Any:
 
 
 def _change(draw: st.DrawFn, node: Any, key: Any) -> None:
-    action = draw(st.sampled_from(["replace", "remove", "rename", "add"]))
+    action = draw(st.sampled_from(["alike", "alike", "replace", "remove", "rename", "add"]))
     if key is None or action == "add":
         if isinstance(node, dict):
             node[draw(WORDS)] = draw(TREES)
         else:
             node.append(draw(TREES))
+    elif action == "alike":
+        node[key] = draw(NUMBERS if isinstance(node[key], int | float) else WORDS)
     elif action == "replace":
         node[key] = draw(TREES)
     else:
