@@ -20,8 +20,9 @@ DEMO_PACKAGES = $$($(BIN)/python -c 'import tomllib; \
 demo: $(VENV)/.demo
 	$(BIN)/sensorium demo
 
+# One process and one thread a core; a file's tests stay together, as they share what is dear to make.
 test: lint $(VENV)/.demo
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

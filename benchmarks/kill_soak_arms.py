@@ -14,6 +14,7 @@ from typing import Any
 import PIL.Image
 import torch
 import torch.utils.tensorboard  # otherwise each life would import it anew, as it would the formats of pictures
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 from kill_soak_lives import Meter, State
@@ -127,8 +128,9 @@ def _half_written(run: Path, whole: Path, step: int) -> Iterator[str]:
         yield f"metrics.jsonl: not those of the uninterrupted run, at least up to step {step}"
 
 
-def _fixed(config: Path) -> list[str]:
-    return [line for line in config.read_text().splitlines() if "workers:" not in line]
+def _fixed(config: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(config.read_text())
+    return {**content, "loader": {**content["loader"], "workers": 0}}
 
 
 class Position:

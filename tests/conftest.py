@@ -19,6 +19,12 @@ settings.register_profile("soak", max_examples=int(EXAMPLES or 1), deadline=None
 settings.load_profile("soak" if EXAMPLES else "suite")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """For what is made for several tests, and the programs it starts; each test then has a cache of its own."""
+    os.environ["SENSORIUM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SENSORIUM_CACHE", str(tmp_path / "cache"))

@@ -8,11 +8,14 @@ from pathlib import Path
 MEASURED = "train/seconds_per_step"
 
 
-def scalars(folder: Path) -> dict[str, list[tuple[int, float | None]]]:
+def scalars(folder: Path) -> dict[str, list[tuple[int, float | None]]] | None:
     """Steps and values of each curve, as TensorBoard itself reads the event files; of a measured time only the steps.
 
-    Its own reader, not the ``EventAccumulator`` for users, which treats the first restart otherwise.
+    Its own reader, not the ``EventAccumulator`` for users, which treats the first restart otherwise. None where the run
+    writes none.
     """
+    if not folder.exists():
+        return None
     reading = "tensorboard.backend.event_processing."
     accumulator = importlib.import_module(f"{reading}plugin_event_accumulator")
     reader = accumulator.EventAccumulator(str(folder), tensor_size_guidance={"scalars": 0})

@@ -26,6 +26,7 @@ PROGRAM = textwrap.dedent(
     from kill_soak_arms import Sensorium
     from kill_soak_lives import soak
     from safetensors.torch import save_file
+    from sensorium import proof
     from sensorium.engine import checkpoint, loop, tracking
 
     def save_into_place(run, family, step, content):
@@ -37,13 +38,15 @@ PROGRAM = textwrap.dedent(
         (target / checkpoint.STATE).write_text(json.dumps(content.state))
         sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in target.iterdir()}
         files = {name: checkpoint.File(size=(target / name).stat().st_size, sha256=sums[name]) for name in sums}
-        record = checkpoint.Manifest(format=1, family=family, step=step, frozen=content.frozen, files=files)
-        (target / checkpoint.MANIFEST).write_text(record.model_dump_json())
+        record = {"format": checkpoint.FORMAT, "family": family, "step": step, "frozen": content.frozen}
+        sealed = proof.seal({**record, "files": {name: file.model_dump() for name, file in files.items()}})
+        (target / checkpoint.MANIFEST).write_bytes(sealed)
         return target
 
     class Unsafe(Sensorium):
         def live(self, run, seed, workers, meter):
-            loop.write_report = lambda run: run  # takes as long as ten steps, and is not what this is about
+            # The real one takes as long as ten steps, and is not what this is about.
+            loop.write_report = lambda run: (run / "report.html").write_text("</html>")
             if self.name == "saves into place":
                 checkpoint.save = save_into_place
             if self.name == "draws from history":

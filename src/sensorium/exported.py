@@ -38,17 +38,14 @@ from sensorium.files import write_file, write_json
 FORMAT = 1
 LIBRARY = "sensorium"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-_KINDS: dict[str, type] = {
-    **dict.fromkeys(("version", "export", "family", "preset", "checkpoint", "digest", "frozen"), str),
-    **dict.fromkeys(("model", "data", "facts"), dict),
-    "seed": int,
-}  # of the values of config.json, whoever computed its checksum
 
 
-class _Described(BaseModel):
+class _Described(BaseModel, strict=True):
     """What has to stand in ``config.json`` for the model to be built."""
 
+    version: str
     export: str
+    checkpoint: str
     family: str
     preset: str
     seed: int
@@ -131,8 +128,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         _Described.model_validate(content)
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise CheckpointError(f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+        wrong = ", ".join(sorted(str(problem["loc"][0]) for problem in error.errors()))
+        raise CheckpointError(f"{path}: is no description of an export; missing or of another kind: {wrong}") from None
     return content
 
 
