@@ -6,7 +6,7 @@ import json
 import logging
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,8 @@ def _tell(meter: Meter) -> None:
         meter.begin()
         return save(run, family, step, content)
 
-    def told_prune(run: Path, keep: int, best: int | None, newest: int) -> None:
-        prune(run, keep, best, newest)
+    def told_prune(run: Path, keep: int, besides: Collection[int], newest: int) -> None:
+        prune(run, keep, besides, newest)
         meter.end()
 
     checkpoint.save, checkpoint.prune = told_save, told_prune

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sensorium.config import Section
 from sensorium.engine import settings
-from sensorium.engine.contract import Batch, Evaluation, Family, Host, Output, Source, Sources, Stage
+from sensorium.engine.contract import Batch, Evaluation, Family, Host, Mix, Output, Source, Sources, Stage
 from sensorium.errors import DataError
 
 
@@ -36,6 +36,7 @@ class ToySource:
     data: ToyData
     offset: int
     groups: np.ndarray | None = None
+    mix: Mix | None = None
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -102,7 +102,7 @@ def after_a_prune(run: Path) -> None:
     assert newest(run, (5,)) == 5
     assert checkpoint.load(checkpoint.folder_of(run, 1), "toy").state["step"] == 1  # the best one
     checkpoint.clear_leftovers(run)
-    checkpoint.prune(run, 2, 1, 5)
+    checkpoint.prune(run, 2, [1], 5)
     assert [folder.name[-1] for folder in checkpoint.complete(run)[0]] == ["1", "4", "5"]
     none_left(run)
 
@@ -300,7 +300,7 @@ def after_an_import(folder: Path) -> None:
 SCENARIOS = {
     "save": Scenario(saved_twice, lambda r: save(r, 3), lambda r: after_a_save(r, (2, 3))),
     "save again": Scenario(saved_twice, lambda r: save(r, 2), lambda r: after_a_save(r, (1, 2))),
-    "prune": Scenario(saved_five_times, lambda run: checkpoint.prune(run, 2, 1, 5), after_a_prune),
+    "prune": Scenario(saved_five_times, lambda run: checkpoint.prune(run, 2, [1], 5), after_a_prune),
     "run": Scenario(trained, begin, after_a_run),
     "guide's file": Scenario(with_best, lambda f: write_pt(saved_of(f, 3), f / "best.pt"), after_best),
     "branch": Scenario(two_runs, branch, after_a_branch),

@@ -107,7 +107,7 @@ def test_another_family_or_format_is_refused(tmp_path: Path) -> None:
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in range(1, 7):
         save(tmp_path, step)
-    checkpoint.prune(tmp_path, 2, 3, 9)
+    checkpoint.prune(tmp_path, 2, [3], 9)
     assert sorted(p.name[-1] for p in (tmp_path / "checkpoints").iterdir()) == ["3", "5", "6"]
 
 
@@ -124,7 +124,7 @@ def test_prune_counts_no_damaged_checkpoint_that_was_passed_over(tmp_path: Path)
     for step in (4, 5):
         flip(checkpoint.folder_of(tmp_path, step) / checkpoint.WEIGHTS)
     assert newest_step(tmp_path)[0] == 3  # the run goes on from here, saves the next, and keeps two
-    checkpoint.prune(tmp_path, 2, None, 3)
+    checkpoint.prune(tmp_path, 2, [], 3)
     assert sorted(p.name[-1] for p in (tmp_path / "checkpoints").iterdir()) == ["2", "3", "4", "5"]
     assert newest_step(tmp_path)[0] == 3
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sensorium import config as configuration
 from sensorium import families
 from sensorium.engine import loop, optim, session, settings
-from sensorium.engine.contract import Batch, Example, Family, Host, Source, Sources
+from sensorium.engine.contract import Batch, Example, Family, Host, Mix, Source, Sources
 from sensorium.engine.seeds import reseed
 from sensorium.engine.stages import learnable, spans
 from sensorium.errors import DataError
@@ -48,6 +48,7 @@ class Few:
         self.source, self.length = source, min(length, len(source))
         self.fingerprint, self.collate = source.fingerprint, source.collate
         self.groups = None if source.groups is None else source.groups[: self.length]
+        self.mix: Mix | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -75,7 +76,7 @@ def gradients(case: Case, task: nn.Module, batch: Batch) -> dict[str, Tensor]:
 
 def steps(case: Case, task: nn.Module, batch: Batch, count: int) -> list[float]:
     chosen = learnable(task)
-    optimizer = optim.build(chosen, case.family.group, case.config.optim)
+    optimizer = optim.build(chosen, case.family.group, case.config.optim, {})
     losses = []
     for step in range(count):
         reseed(0, "forward", step)

@@ -44,51 +44,6 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert_equal_runs(tmp_path / "whole", part)
 
 
-def test_killed_at_every_file_operation_of_a_save(tmp_path: Path) -> None:
-    """A child kills itself before call n of fsync or rename within a save, for all n."""
-    program = textwrap.dedent(
-        """
-        import os, signal, sys
-        from pathlib import Path
-        import torch
-        from sensorium.engine import checkpoint
-        run, fatal, calls = Path(sys.argv[1]), int(sys.argv[2]), 0
-        def content(step):
-            return checkpoint.Content({"w": torch.full((4,), float(step))}, {"w/exp": torch.ones(4)}, {"step": step})
-        checkpoint.save(run, "toy", 1, content(1))
-        checkpoint.save(run, "toy", 2, content(2))
-        def deadly(function):
-            def wrapped(*arguments):
-                global calls
-                calls += 1
-                if calls == fatal:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*arguments)
-            return wrapped
-        os.fsync, os.rename, os.replace = deadly(os.fsync), deadly(os.rename), deadly(os.replace)
-        checkpoint.save(run, "toy", 3, content(3))
-        checkpoint.prune(run, 2, None, 3)
-        print(calls)
-        """
-    )
-    whole = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "all"), "0"], capture_output=True, text=True, check=True
-    )
-    calls = int(whole.stdout)
-    assert calls >= 8
-    for fatal in range(1, calls + 1):
-        run = tmp_path / str(fatal)
-        done = subprocess.run([sys.executable, "-c", program, str(run), str(fatal)], check=False)
-        assert done.returncode == -signal.SIGKILL
-        _, content = next(checkpoint.newest(run, "toy"))
-        assert not isinstance(content, str)
-        step = content.state["step"]
-        assert step in (2, 3)
-        assert content.weights["w"].tolist() == [float(step)] * 4
-        checkpoint.save(run, "toy", 4, content)
-        assert not list((run / "checkpoints").glob(".*"))
-
-
 def test_a_run_in_use_is_refused(tmp_path: Path) -> None:
     with rundir.locked(tmp_path / "run"), pytest.raises(CheckpointError, match=f"in use by process {os.getpid()}"):
         loop.train(TOY, toy_config(), tmp_path / "run", quiet=True)
@@ -132,3 +87,15 @@ def test_a_worker_that_outlives_its_run_does_not_hold_the_lock(tmp_path: Path) -
         owner.wait()
         with rundir.locked(run):
             pass
+
+
+def test_what_a_kill_left_goes_when_no_save_follows(tmp_path: Path) -> None:
+    """As after a kill within the pruning of the last checkpoint."""
+    run = tmp_path / "run"
+    loop.train(TOY, toy_config(), run, quiet=True)
+    left = checkpoint.folder_of(run, 12).with_name(".step_00000004.old")
+    left.mkdir()
+    (run / "summary.json").unlink()
+    loop.train(TOY, toy_config(), run, resume=True, quiet=True)
+    assert not left.exists()
+    assert (run / "summary.json").exists()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from helpers import ToyData, ToySource
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sensorium.engine.contract import Stage
-from sensorium.engine.order import Clock, Order, Share, evaluation_batches, total_steps
+from sensorium.engine.contract import Mix, Stage
+from sensorium.engine.order import Clock, MixedOrder, Order, Share, evaluation_batches, rows_at, stand_in, total_steps
 from sensorium.engine.schedule import learning_rate
 from sensorium.engine.seeds import derive, reseed
 from sensorium.engine.settings import Schedule
@@ -70,8 +72,8 @@ def test_ranks_and_micro_batches_divide_one_order() -> None:
 
 def test_sample_seeds_follow_the_position_not_the_rank() -> None:
     order = Order(10, 0)
-    alone = order.rows(Share(8, 1, 1).positions(2, 0, 0))
-    shared = [row for rank in range(2) for row in order.rows(Share(8, 1, 2).positions(2, 0, rank))]
+    alone = rows_at(order, Share(8, 1, 1).positions(2, 0, 0))
+    shared = [row for rank in range(2) for row in rows_at(order, Share(8, 1, 2).positions(2, 0, rank))]
     assert alone == shared
     assert len({seed for _, seed in alone}) == 8
 
@@ -137,3 +139,64 @@ def test_stage_spans() -> None:
         spans(stages, 1)
     with pytest.raises(ConfigError, match="sum to 1"):
         spans(stages[:2], 10)
+
+
+@settings(max_examples=60)
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    batch_size=st.integers(1, 8),
+    seed=st.integers(0, 3),
+    weighted=st.booleans(),
+)
+def test_kinds_do_not_meet_and_none_is_lost(sizes: list[int], batch_size: int, seed: int, weighted: bool) -> None:
+    kinds = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    mix = Mix(kinds, tuple(range(1, len(sizes) + 1)) if weighted else None)
+    order = MixedOrder(mix, seed, None, batch_size)
+    steps = 3 * order.length // batch_size * max(sizes)
+    seen: dict[int, list[int]] = {kind: [] for kind in range(len(sizes))}
+    for step in range(steps):
+        found = [order.sample(p) for p in range(step * batch_size, (step + 1) * batch_size)]
+        assert len({int(kinds[i]) for i in found}) == 1
+        seen[int(kinds[found[0]])] += found
+    for kind, size in enumerate(sizes):
+        rounds = [seen[kind][i : i + size] for i in range(0, len(seen[kind]) - size + 1, size)]
+        assert rounds
+        assert all(sorted(one) == np.flatnonzero(kinds == kind).tolist() for one in rounds)
+    again = MixedOrder(mix, seed, None, batch_size)
+    assert [again.sample(p) for p in range(50, 60)] == [order.sample(p) for p in range(50, 60)]
+
+
+def test_kinds_have_turns_by_their_sizes_or_weights() -> None:
+    kinds = np.repeat([0, 1, 2], [60, 30, 10])
+
+    def turns(weights: tuple[float, ...] | None, epoch: int) -> list[int]:
+        order = MixedOrder(Mix(kinds, weights), 0, None, 10)
+        assert order.length == 100
+        return [int(kinds[order.sample(10 * step)]) for step in range(10 * epoch, 10 * epoch + 10)]
+
+    assert np.bincount(turns(None, 0)).tolist() == np.bincount(turns(None, 5)).tolist() == [6, 3, 1]
+    assert np.bincount(turns((1.0, 1.0, 2.0), 0)).tolist() == [3, 2, 5]
+    assert turns(None, 0) != turns(None, 1)
+    assert turns(None, 0) != sorted(turns(None, 0))
+
+
+def test_a_group_occurs_once_a_round_of_its_kind() -> None:
+    groups, kinds = np.repeat(np.arange(20), 5), np.repeat([0, 1], 50)
+    order = MixedOrder(Mix(kinds), 0, groups, 10)
+    for step in range(30):
+        found = groups[[order.sample(p) for p in range(10 * step, 10 * step + 10)]]
+        assert len(set(found)) == 10
+
+
+def test_what_stands_in_is_of_the_same_kind() -> None:
+    source = ToySource(ToyData(length=20), 0, mix=Mix(np.arange(20) % 2))
+    assert {stand_in(source, 4, seed, 0) % 2 for seed in range(50)} == {0}
+    assert {stand_in(replace(source, mix=None), 4, seed, 0) % 2 for seed in range(50)} == {0, 1}
+
+
+def test_warm_up_takes_no_more_than_its_part_of_a_stage() -> None:
+    short, long = Span(Stage("a"), 0, 40), Span(Stage("b"), 40, 4040)
+    schedule = Schedule(warmup_steps=100, warmup_fraction=0.05)
+    rates = [learning_rate(schedule, 1.0, short, step) for step in range(3)]
+    assert rates == [0.5, 1.0, 1.0]
+    assert learning_rate(schedule, 1.0, long, 40 + 49) == 0.5

@@ -21,8 +21,8 @@ from sensorium.engine import launch, rundir
 from sensorium.engine.backend import Backend
 from sensorium.engine.check_memory import Memory, reset_peak, small_batches, usable
 from sensorium.engine.check_trial import Trial, Trials, reload_differences, resume_difference, validate
-from sensorium.engine.contract import Family, Sources, Table
-from sensorium.engine.order import Clock, total_steps
+from sensorium.engine.contract import Family, Source, Sources, Table
+from sensorium.engine.order import Clock, clock_of
 from sensorium.engine.seeds import derive, generator
 from sensorium.engine.settings import RunConfig
 from sensorium.engine.tables import print_table
@@ -171,6 +171,7 @@ def _try_samples(this: _Check, sources: Sources) -> dict[str, dict[int, str]]:
     """Prepare some samples of each split; what is wrong with the broken ones, by split and number."""
     seed = this.config.seed
     splits = {"train": sources.train, "val": sources.val, "test": sources.test}
+    splits |= {f"train of stage {name}": source for name, source in sources.stages.items()}
     present = {name: source for name, source in splits.items() if source is not None}
     chosen = {
         name: sorted(
@@ -190,18 +191,18 @@ def _try_samples(this: _Check, sources: Sources) -> dict[str, dict[int, str]]:
                 done += 1
                 advance(done, total)
     for name, source in present.items():
-        _samples(this, name, len(source), (len(chosen[name]), broken[name]))
+        _samples(this, name, source, (len(chosen[name]), broken[name]))
     return broken
 
 
-def _samples(this: _Check, split: str, length: int, tried: tuple[int, Mapping[int, str]]) -> None:
+def _samples(this: _Check, split: str, source: Source, tried: tuple[int, Mapping[int, str]]) -> None:
     count, broken = tried
-    train, loader = this.config.train, this.config.loader
-    found = f"{length:,} samples; {count} tried, {len(broken) or 'none'} broken"
+    loader = this.config.loader
+    found = f"{len(source):,} samples; {count} tried, {len(broken) or 'none'} broken"
     problems = [f"{split}: {text}" for text in broken.values()]
     if split == "train" and loader.bad_samples == "skip":  # validation and test are never judged with gaps
-        rows = total_steps(length, train.batch_size, train.epochs, train.steps) * train.batch_size
-        expected = round(rows * len(broken) / count)
+        clock = clock_of(source, this.config)
+        expected = round(clock.total * clock.batch_size * len(broken) / count)
         found += f", about {expected:,} to be replaced" * bool(broken)
         if expected <= loader.max_bad:
             problems = []
@@ -235,7 +236,7 @@ def _try_run(this: _Check, trials: Trials, broken: Mapping[str, Mapping[int, str
         return None
     seconds = _validation(this, trials, done, broken.get("val", {}))
     if fits:
-        _time(this, len(trials.sources.train), done.seconds, seconds / count)
+        _time(this, clock_of(trials.sources.train, this.config), done.seconds, seconds / count)
     return done
 
 
@@ -341,13 +342,11 @@ def _validation(this: _Check, trials: Trials, done: Trial, broken: Mapping[int, 
     return seconds
 
 
-def _time(this: _Check, length: int, step: float, validation: float) -> None:
+def _time(this: _Check, ticks: Clock, step: float, validation: float) -> None:
     """``step`` and ``validation``: seconds of one."""
-    config = this.config
-    total = total_steps(length, config.train.batch_size, config.train.epochs, config.train.steps)
-    ticks = Clock(length, config.train.batch_size, total)
+    config, total = this.config, ticks.total
     due = [ticks.due(n, config.evaluate.every_steps, config.evaluate.every_epochs) for n in range(1, total + 1)]
-    epoch, whole = step * length / config.train.batch_size, step * total + validation * sum(due)
+    epoch, whole = step * ticks.length / ticks.batch_size, step * total + validation * sum(due)
     this.report.measured |= {"epoch_seconds": epoch, "run_seconds": whole, "steps": total}
     this.report.add(
         "time",
@@ -358,7 +357,8 @@ def _time(this: _Check, length: int, step: float, validation: float) -> None:
 
 def _disk(this: _Check, done: Trial, where: Path) -> None:
     keep, free = this.config.checkpoint.keep, shutil.disk_usage(where).free
-    most = keep + 2  # the newest, the best one, and the one that is being written
+    # The newest, the best one, the one that is being written, and two of each earlier stage.
+    most = keep + 2 + 2 * len(this.family.stages(this.config)) - 2
     need = most * done.checkpoint_bytes
     this.report.measured |= {"checkpoint_bytes": done.checkpoint_bytes, "disk_needed": need, "disk_free": free}
     found = f"{_size(done.checkpoint_bytes)} a checkpoint, {_size(need)} for {most} of them; free {_size(free)}"

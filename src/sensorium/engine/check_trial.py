@@ -17,7 +17,7 @@ from sensorium.engine import checkpoint, loop, rundir, session
 from sensorium.engine import evaluate as evaluation
 from sensorium.engine.backend import Backend
 from sensorium.engine.check_memory import read_peak, reset_peak
-from sensorium.engine.contract import Batch, Example, Family, Source, Sources, Stage
+from sensorium.engine.contract import Batch, Example, Family, Mix, Source, Sources, Stage
 from sensorium.engine.files import read_lines
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import Interrupted, RunError, Stopped
@@ -203,6 +203,7 @@ class Rows:
         self.source, self.numbers = source, numbers
         self.fingerprint = f"{len(numbers)} rows of {source.fingerprint}"
         self.groups = None if source.groups is None else source.groups[list(numbers)]
+        self.mix: Mix | None = None  # it is evaluated, and trained on by nobody
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,8 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def require_room(run: Path, size: int, keep: int) -> None:
-    """Raise DiskError when the checkpoints of a run, of ``size`` bytes each, will not all find room: the newest
-    ``keep``, the best, and the one that is being written."""
+    """Raise DiskError when the checkpoints of a run, of ``size`` bytes each, will not all find room: ``keep`` of them,
+    the best, and the one that is being written."""
     there = sum(file.stat().st_size for file in (run / "checkpoints").rglob("*") if file.is_file())
     what = f"a run that keeps {keep} checkpoints, the best and the one being written, {size:,} bytes each,"
     require_space(run, max(0, (keep + 2) * size - there), what)
@@ -243,10 +243,10 @@ def newest(run: Path, family: str) -> Iterator[tuple[Path, Content | str]]:
             yield folder, f"passed over: {error}"
 
 
-def prune(run: Path, keep: int, best: int | None, newest: int) -> None:
-    """Keep the newest ``keep`` checkpoints and the best one. ``newest``: step of the one just saved; later ones, which
-    were passed over as damaged, neither count nor go."""
+def prune(run: Path, keep: int, besides: Collection[int], newest: int) -> None:
+    """Keep the newest ``keep`` checkpoints and those of the steps ``besides``. ``newest``: step of the one just saved;
+    later ones, which were passed over as damaged, neither count nor go."""
     folders = [f for f in named(run) if f <= folder_of(run, newest)]
     for folder in folders[:-keep]:
-        if best is None or folder != folder_of(run, best):
+        if folder not in {folder_of(run, step) for step in besides}:
             drop(folder)

@@ -39,15 +39,29 @@ class Output:
     weight: float
 
 
+@dataclass(frozen=True)
+class Mix:
+    """Samples of several kinds (pairs of modalities, data sets) that shall not meet in one step.
+
+    ``kinds``: ``[N]`` int64 kind of each sample, from 0 without gaps. ``weights``: how often each kind has its turn, in
+    any unit; None: in proportion to its samples, so that an epoch visits each sample about once.
+    """
+
+    kinds: np.ndarray
+    weights: tuple[float, ...] | None = None
+
+
 class Source(Protocol):
     """One split of one data set, made ready for one family.
 
     ``groups``: ``[N]`` int64 group number of each sample, or None. Within one round of an epoch a group occurs at
-    most once (order.py), so that positives of each other do not crowd one batch.
+    most once (order.py), so that positives of each other do not crowd one batch. ``mix``: where a training step shall
+    hold one kind of sample only.
     """
 
     fingerprint: str
     groups: np.ndarray | None
+    mix: Mix | None
 
     def __len__(self) -> int: ...
 
@@ -60,11 +74,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Sources:
-    """The splits of a run. ``test`` and ``val`` may be None; an empty split is a DataError."""
+    """The splits of a run. ``test`` and ``val`` may be None; an empty split is a DataError.
+
+    ``stages``: by name, what a stage trains on instead of ``train``. Epochs are those of ``train`` throughout.
+    """
 
     train: Source
     val: Source | None = None
     test: Source | None = None
+    stages: Mapping[str, Source] = field(default_factory=dict)
 
 
 def _nothing(*_: object) -> None:
@@ -98,13 +116,30 @@ class Stage:
     """A stretch of the run with its own set of trainable parameters.
 
     ``share``: part of all steps, shares of a run sum to 1. ``trainable``: fnmatch patterns over parameter names.
-    ``lr_scale`` multiplies every learning rate. Each stage has its own warm-up and decay.
+    ``lr_scale`` multiplies every learning rate; ``lr_scales`` besides those of the parameters that a pattern matches,
+    the first that does. Each stage has its own warm-up, decay and best checkpoint: losses of different stages cannot be
+    compared.
     """
 
     name: str
     share: float = 1.0
     trainable: tuple[str, ...] = ("*",)
     lr_scale: float = 1.0
+    lr_scales: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Begin:
+    """What a family is told when a stage begins, or when a run is resumed within it.
+
+    ``source``: what the stage trains on. ``weights()``: those of the task when the stage began, by name, on the CPU.
+    """
+
+    stage: Stage
+    config: RunConfig
+    source: Source
+    host: Host
+    weights: Callable[[], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -248,8 +283,10 @@ class Family:
     run, so that a trained run opens without its data.
     ``task(config, facts)`` builds the one module of the run, whose ``forward(batch)`` returns ``Output``. The engine
     adds ``batch["step"]``, a scalar, in training.
-    ``after_step(task, step)`` runs after each optimizer step. ``at_chance(values)``: the step's logged values are what
-    guessing would give; hundreds of them in a row raise an alarm.
+    ``begin_stage(task, begin)`` prepares the task for a stage, before its first step and whenever a run is resumed in
+    it; what it does must follow from ``begin`` alone. ``after_step(task, step)`` runs after each optimizer step.
+    ``at_chance(values)``: the step's logged values are what guessing would give; hundreds of them in a row raise an
+    alarm.
     ``exports``: by format, what writes the trained model into a new folder and returns a line about it.
     ``accumulation``: "sum" if the mean over micro-batches is the right loss. "inside-task" if it is not (contrastive):
     the task then gets all rows of the step at once and divides them itself (``parts/chunks.py``).
@@ -267,6 +304,7 @@ class Family:
     stages: Callable[[RunConfig], tuple[Stage, ...]] = one_stage
     group: Callable[[str, nn.Parameter], str] = default_group
     accumulation: Literal["sum", "inside-task"] = "sum"
+    begin_stage: Callable[[nn.Module, Begin], None] | None = None
     after_step: Callable[[nn.Module, int], None] | None = None
     at_chance: Callable[[Mapping[str, float]], bool] | None = None
     use: Callable[[Loaded], Any] | None = None

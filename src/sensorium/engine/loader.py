@@ -14,8 +14,7 @@ from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-d
 from torch.utils.data import DataLoader, Dataset
 
 from sensorium.engine.contract import Batch, Example, Source
-from sensorium.engine.order import Order, Share
-from sensorium.engine.seeds import derive
+from sensorium.engine.order import MixedOrder, Order, Share, rows_at, stand_in
 from sensorium.engine.settings import Loader
 from sensorium.errors import DataError
 
@@ -43,8 +42,7 @@ class _Samples(Dataset[Fetched]):
                 problems.append(str(error))
                 if not self.skip:
                     break
-                # The replacement comes from the seed, so that a resumed run takes the same one.
-                index = derive(seed, "replacement", attempt) % len(self.source)
+                index = stand_in(self.source, index, seed, attempt)
         return Fetched(index, None, tuple(problems))
 
 
@@ -114,13 +112,13 @@ class Batches:
 class TrainingRows:
     """The rows of every micro-batch of one process, from step ``first`` up to step ``end``."""
 
-    def __init__(self, order: Order, share: Share, rank: int, first: int, end: int) -> None:
+    def __init__(self, order: Order | MixedOrder, share: Share, rank: int, first: int, end: int) -> None:
         self.order, self.share, self.rank, self.first, self.end = order, share, rank, first, end
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.first, self.end):
             for micro in range(self.share.micro_batches):
-                yield self.order.rows(self.share.positions(step, micro, self.rank))
+                yield rows_at(self.order, self.share.positions(step, micro, self.rank))
 
     def __len__(self) -> int:
         return (self.end - self.first) * self.share.micro_batches

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -21,10 +21,10 @@ from sensorium import config as configuration
 from sensorium.engine import checkpoint, optim, rundir, signals, tracking
 from sensorium.engine import evaluate as evaluation
 from sensorium.engine.backend import Backend
-from sensorium.engine.contract import Batch, Evaluation, Family, Listener, Saved, Source
+from sensorium.engine.contract import Batch, Begin, Evaluation, Family, Listener, Saved, Source
 from sensorium.engine.guard import Buffers
 from sensorium.engine.loader import Batches, TrainingRows
-from sensorium.engine.order import Clock, Order, Share, total_steps
+from sensorium.engine.order import Share, clock_of, order_of
 from sensorium.engine.report import write_report
 from sensorium.engine.results import Result, write_result
 from sensorium.engine.schedule import learning_rate
@@ -129,31 +129,30 @@ def _train(job: _Job) -> Evaluation | None:
     if progress is None:
         progress = begin(task, parameters, config, warm or warm_start(config), say)
     backend.agree("position (all must see one run folder)", {"step": progress.step}, CheckpointError)
-    length, batch_size = len(sources.train), config.train.batch_size
-    total = total_steps(length, batch_size, config.train.epochs, config.train.steps)
-    if total < progress.step:
-        raise ConfigError(f"{progress.step} steps are done already; the run cannot be made shorter ({total} asked for)")
-    plan = spans(family.stages(config), total, progress.stage_ends)
+    clock = clock_of(sources.train, config)
+    if clock.total < progress.step:
+        done = f"{progress.step} steps are done already"
+        raise ConfigError(f"{done}; the run cannot be made shorter ({clock.total} asked for)")
+    plan = spans(family.stages(config), clock.total, progress.stage_ends)
     progress.stage_ends = [span.end for span in plan]
-    if progress.step >= total and rundir.finished(folder, progress.step):
+    if progress.step >= clock.total and rundir.finished(folder, progress.step):
         say(f"All {progress.step} steps are done; train.steps or train.epochs makes the run longer.")
         return None
     if backend.is_main:
-        _require_room(folder, weights_of(task, parameters), parameters, config)
+        _require_room(folder, weights_of(task, parameters), parameters, config, 2 * len(plan) - 2)
     if backend.is_main and resume:  # only now: what cannot be trained must not stay
         rundir.store_config(folder, config)
+        checkpoint.clear_leftovers(folder)  # where all steps are done, no save follows that would
     timings = {"data": time.monotonic() - begun}
     writer: Tracker | Mute = Mute()
     if backend.is_main:
-        writer = Tracker(folder, config.track, total, progress.step, quiet=quiet, listener=listener)
+        writer = Tracker(folder, config.track, clock.total, progress.step, quiet=quiet, listener=listener)
     stop.enter("stopped at once; the last checkpoint stays. {again}", waits=True)
     with writer as tracker:
-        order = Order(length, config.seed, sources.train.groups)
         parts = config.train.micro_batches if family.accumulation == "sum" else 1
-        share = Share(batch_size, parts, backend.world)
-        clock = Clock(length, batch_size, total)
+        share = Share(clock.batch_size, parts, backend.world)
         frozen = frozen_digest(task, parameters)
-        run = Run(folder, family, config, backend, sources, task, parameters, frozen, Buffers(task), order, share, clock, progress, tracker, stop.received)  # fmt: skip  # noqa: E501
+        run = Run(folder, family, config, backend, sources, task, parameters, frozen, Buffers(task), host, share, clock, progress, tracker, stop.received)  # fmt: skip  # noqa: E501
         _announce(run, listener)
         begun = time.monotonic()
         for span in plan:
@@ -164,11 +163,11 @@ def _train(job: _Job) -> Evaluation | None:
 
 
 def _require_room(
-    folder: Path, weights: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter], config: RunConfig
+    folder: Path, weights: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter], config: RunConfig, more: int
 ) -> None:
-    """Before the first step: what is known to end on a full disk is not begun."""
+    """Before the first step: what is known to end on a full disk is not begun. ``more``: kept of earlier stages."""
     size = sum(tensor.nbytes for tensor in weights.values()) + optim.state_bytes(parameters, config.optim)
-    checkpoint.require_room(folder, size, config.checkpoint.keep)
+    checkpoint.require_room(folder, size, config.checkpoint.keep + more)
 
 
 def _announce(run: Run, listener: Listener | None) -> None:
@@ -178,7 +177,7 @@ def _announce(run: Run, listener: Listener | None) -> None:
     clock, say = run.clock, run.tracker.say
     epochs = clock.epoch(clock.total)
     if listener is None:
-        say(f"Train samples: {clock.length}; {clock.total} steps of {clock.batch_size} ({epochs:.4g} epochs)")
+        say(f"Train samples: {len(run.sources.train)}; {clock.total} steps of {clock.batch_size} ({epochs:.4g} epochs)")
     say(f"Parameters: {trainable:,} trainable, {frozen:,} frozen in the task")
     if run.progress.step:
         say(f"Resumed at step {run.progress.step} of {clock.total}")
@@ -196,15 +195,17 @@ def _announce(run: Run, listener: Listener | None) -> None:
 def _run_stage(run: Run, span: Span) -> None:
     """Train from the present step to the end of ``span``."""
     progress, config = run.progress, run.config
+    source = _begin_stage(run, span)
     chosen = select(run.parameters, span.stage)
     run.task.to(run.backend.device)
-    optimizer = optim.build(chosen, run.family.group, config.optim)
+    optimizer = optim.build(chosen, run.family.group, config.optim, span.stage.lr_scales)
     optim.import_state(optimizer, chosen, progress.optimizer)
     model = run.backend.prepare(run.task, optimizer)
     run.backend.read_state(progress.scaler)
     model.train()
-    rows = TrainingRows(run.order, run.share, run.backend.rank, progress.step, span.end)
-    batches = Batches(run.sources.train, rows, config.loader, replaced=progress.replaced)
+    order = order_of(source, config.seed, config.train.batch_size)
+    rows = TrainingRows(order, run.share, run.backend.rank, progress.step, span.end)
+    batches = Batches(source, rows, config.loader, replaced=progress.replaced)
     stream = iter(batches)
     for step in range(progress.step, span.end):
         rates = optim.set_rates(optimizer, learning_rate(config.schedule, config.optim.lr, span, step))
@@ -222,6 +223,23 @@ def _run_stage(run: Run, span: Span) -> None:
             progress.step, run.clock.epoch(progress.step), span.stage.name, values, config.train.batch_size
         )
         _after_step(run, optimizer, chosen, last_of_stage=progress.step == span.end)
+
+
+def _begin_stage(run: Run, span: Span) -> Source:
+    """Prepare for ``span``, at its beginning or within it; returns what it trains on."""
+    progress = run.progress
+    if 0 < span.first == progress.step:
+        progress.begin_stage()
+    source = run.sources.stages.get(span.stage.name, run.sources.train)
+    if run.family.begin_stage is not None:
+
+        def weights() -> Mapping[str, torch.Tensor]:
+            if progress.step == span.first:
+                return {name: tensor.cpu() for name, tensor in weights_of(run.task, run.parameters).items()}
+            return checkpoint.load(checkpoint.folder_of(run.folder, span.first), run.family.name).weights
+
+        run.family.begin_stage(run.task, Begin(span.stage, run.config, source, run.host, weights))
+    return source
 
 
 def _step(run: Run, model: nn.Module, stream: Iterator[Batch], step: int) -> dict[str, float]:
@@ -290,10 +308,12 @@ def _after_step(
             run.tracker.settle()
             content = checkpoint.Content(weights, progress.optimizer, progress.dump(), run.frozen)
             saved = checkpoint.save(run.folder, run.family.name, step, content)
-            best, value = (int(progress.best["step"]), progress.best["value"]) if progress.best else (None, None)
+            best = progress.best or {}
             # First told, then pruned: until the listener's own files are new, what they were made from is there.
-            run.tracker.saved(Saved(run.folder, saved, step, clock.epoch(step), better, value))
-            checkpoint.prune(run.folder, config.checkpoint.keep, best, step)
+            run.tracker.saved(Saved(run.folder, saved, step, clock.epoch(step), better, best.get("value")))
+            checkpoint.prune(
+                run.folder, config.checkpoint.keep, [*progress.kept, *([int(best["step"])] if best else [])], step
+            )
         run.backend.barrier()
         while signal.SIGUSR1 in run.stop:
             run.stop.remove(signal.SIGUSR1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,21 +15,29 @@ from sensorium.errors import CheckpointError, ConfigError
 
 
 def build(
-    parameters: Mapping[str, nn.Parameter], group_of: Callable[[str, nn.Parameter], str], settings: Optim
+    parameters: Mapping[str, nn.Parameter],
+    group_of: Callable[[str, nn.Parameter], str],
+    settings: Optim,
+    lr_scales: Mapping[str, float],
 ) -> torch.optim.Optimizer:
-    """An optimizer whose groups carry ``name``, ``lr_scale`` and their weight decay."""
-    members: dict[str, list[nn.Parameter]] = {}
+    """An optimizer whose groups carry ``name``, ``lr_scale`` and their weight decay.
+
+    ``lr_scales``: those of a stage, by pattern; parameters of one name and one scale make a group.
+    """
+    members: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        members.setdefault(group_of(name, parameter), []).append(parameter)
-    unknown = sorted(settings.groups.keys() - members.keys())
+        scale = next((scale for pattern, scale in lr_scales.items() if fnmatchcase(name, pattern)), 1.0)
+        members.setdefault((group_of(name, parameter), scale), []).append(parameter)
+    names = dict.fromkeys(name for name, _ in members)
+    unknown = sorted(settings.groups.keys() - names.keys())
     if unknown:
-        raise ConfigError(f"optim.groups: no parameter group {unknown[0]!r}; this stage has: {', '.join(members)}")
+        raise ConfigError(f"optim.groups: no parameter group {unknown[0]!r}; this stage has: {', '.join(names)}")
     groups: list[dict[str, Any]] = []
-    for name, tensors in members.items():
+    for (name, scale), tensors in members.items():
         own = settings.groups.get(name, Group())
         decay = 0.0 if name == "no_decay" else settings.weight_decay
         decay = own.weight_decay if own.weight_decay is not None else decay
-        groups.append({"params": tensors, "name": name, "lr_scale": own.lr_scale, "weight_decay": decay})
+        groups.append({"params": tensors, "name": name, "lr_scale": own.lr_scale * scale, "weight_decay": decay})
     common: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
     if settings.name == "adamw8bit":
         return _adamw8bit()(groups, **common)
@@ -58,10 +67,11 @@ def state_bytes(parameters: Mapping[str, nn.Parameter], settings: Optim) -> int:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> dict[str, float]:
-    """Set every group's learning rate from the step's rate; returns them by group name."""
-    rates = {}
+    """Set every group's learning rate from the step's rate; returns the largest by group name."""
+    rates: dict[str, float] = {}
     for group in optimizer.param_groups:
-        group["lr"] = rates[group["name"]] = rate * group["lr_scale"]
+        group["lr"] = rate * group["lr_scale"]
+        rates[group["name"]] = max(group["lr"], rates.get(group["name"], 0.0))
     return rates
 
 

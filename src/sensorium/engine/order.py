@@ -2,7 +2,8 @@
 
 The training set is an endless stream of positions; position p belongs to epoch ``p // length``. A step takes
 ``batch_size`` consecutive positions, so every batch is full, no sample is lost or repeated within an epoch, and the
-order does not depend on the number of processes.
+order does not depend on the number of processes. Where kinds of samples shall not meet in one step, each kind has such
+a stream of its own, and a plan says which of them a step draws from.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from math import ceil
 
 import numpy as np
 
+from sensorium.engine.contract import Mix, Source
 from sensorium.engine.seeds import derive, generator
+from sensorium.engine.settings import RunConfig
 from sensorium.errors import ConfigError
 
 
@@ -52,12 +55,12 @@ class Order:
     captions a picture, a round shows every picture once, with another of its captions than the rounds before.
     """
 
-    def __init__(self, length: int, seed: int, groups: np.ndarray | None = None) -> None:
-        self.length, self.seed, self.groups = length, seed, groups
+    def __init__(self, length: int, seed: int, groups: np.ndarray | None = None, kind: tuple[int, ...] = ()) -> None:
+        self.length, self.seed, self.groups, self.kind = length, seed, groups, kind
         self._epoch = lru_cache(maxsize=2)(self._draw)
 
     def _draw(self, epoch: int) -> np.ndarray:
-        draw = generator(self.seed, "order", epoch)
+        draw = generator(self.seed, "order", *self.kind, epoch)
         if self.groups is None:
             return draw.permutation(self.length)
         shuffled = draw.permutation(self.length)
@@ -73,9 +76,72 @@ class Order:
         epoch, place = divmod(position, self.length)
         return int(self._epoch(epoch)[place])
 
-    def rows(self, positions: range) -> list[tuple[int, int]]:
-        """(sample number, seed of the sample) of each position."""
-        return [(self.sample(p), derive(self.seed, "example", p)) for p in positions]
+
+class MixedOrder:
+    """Stream position -> sample number, where all ``batch_size`` positions of a step hold one kind of sample.
+
+    An epoch has as many steps as hold all samples, shared out among the kinds by their weights (largest remainder, at
+    least one step each) and shuffled. A kind's own stream goes on from turn to turn, so none of its samples is lost or
+    comes again before the others of its kind.
+    """
+
+    def __init__(self, mix: Mix, seed: int, groups: np.ndarray | None, batch_size: int) -> None:
+        self.seed, self.batch_size = seed, batch_size
+        sizes = np.bincount(mix.kinds)
+        self._turns = _shared_out(mix.weights or tuple(sizes), ceil(len(mix.kinds) / batch_size))
+        self._members = [np.flatnonzero(mix.kinds == kind) for kind in range(len(sizes))]
+        self._orders = [
+            Order(len(rows), seed, None if groups is None else groups[rows], (kind,))
+            for kind, rows in enumerate(self._members)
+        ]
+        self.length = sum(self._turns) * batch_size
+        self._epoch = lru_cache(maxsize=2)(self._draw)
+
+    def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The kind of each step, and how many steps of that kind stood before it in this epoch."""
+        plan = generator(self.seed, "plan", epoch).permutation(np.repeat(np.arange(len(self._turns)), self._turns))
+        before = np.empty_like(plan)
+        for kind, turns in enumerate(self._turns):
+            before[plan == kind] = np.arange(turns)
+        return plan, before
+
+    def sample(self, position: int) -> int:
+        step, place = divmod(position, self.batch_size)
+        epoch, step = divmod(step, sum(self._turns))
+        plan, before = self._epoch(epoch)
+        kind = int(plan[step])
+        turn = epoch * self._turns[kind] + int(before[step])
+        return int(self._members[kind][self._orders[kind].sample(turn * self.batch_size + place)])
+
+
+def _shared_out(weights: tuple[float, ...], steps: int) -> list[int]:
+    """``steps`` divided in proportion to ``weights``: at least one each, so that it may become more of them."""
+    parts = np.array(weights, np.float64) / sum(weights) * max(steps, len(weights))
+    turns = np.maximum(1, np.floor(parts)).astype(int)
+    for kind in np.argsort(np.floor(parts) - parts, kind="stable")[: max(0, steps - turns.sum())]:
+        turns[kind] += 1
+    return [int(number) for number in turns]
+
+
+def order_of(source: Source, seed: int, batch_size: int) -> Order | MixedOrder:
+    """The order of a training source."""
+    if source.mix is None:
+        return Order(len(source), seed, source.groups)
+    return MixedOrder(source.mix, seed, source.groups, batch_size)
+
+
+def rows_at(order: Order | MixedOrder, positions: range) -> list[tuple[int, int]]:
+    """(sample number, seed of the sample) of each position."""
+    return [(order.sample(p), derive(order.seed, "example", p)) for p in positions]
+
+
+def stand_in(source: Source, index: int, seed: int, attempt: int) -> int:
+    """The sample that replaces a broken one: of the same kind, and from the seed, as a resumed run takes the same."""
+    draw = derive(seed, "replacement", attempt)
+    if source.mix is None:
+        return draw % len(source)
+    alike = np.flatnonzero(source.mix.kinds == source.mix.kinds[index])
+    return int(alike[draw % len(alike)])
 
 
 def total_steps(length: int, batch_size: int, epochs: float | None, steps: int | None) -> int:
@@ -103,6 +169,13 @@ class Clock:
             return False
         now, before = (round(self.epoch(s) / every_epochs, 9) for s in (steps_done, steps_done - 1))
         return int(now) > int(before)
+
+
+def clock_of(source: Source, config: RunConfig) -> Clock:
+    """The clock of a run whose epochs are those of ``source``."""
+    batch_size = config.train.batch_size
+    length = order_of(source, config.seed, batch_size).length
+    return Clock(length, batch_size, total_steps(length, batch_size, config.train.epochs, config.train.steps))
 
 
 def evaluation_batches(length: int, batch_size: int, rank: int, world: int) -> Iterator[range]:

@@ -12,10 +12,12 @@ def learning_rate(schedule: Schedule, base: float, span: Span, step: int) -> flo
     """Rate at ``step`` (from 0) inside ``span``: linear warm-up, then constant, cosine or linear to the span's end."""
     done = step - span.first
     peak = base * span.stage.lr_scale
-    if done < schedule.warmup_steps:
-        return peak * (done + 1) / schedule.warmup_steps
+    length = span.end - span.first
+    warmup = min(schedule.warmup_steps, int(length * schedule.warmup_fraction))
+    if done < warmup:
+        return peak * (done + 1) / warmup
     if schedule.name == "constant":
         return peak
-    left = (done + 1 - schedule.warmup_steps) / max(1, span.end - span.first - schedule.warmup_steps)
+    left = (done + 1 - warmup) / max(1, length - warmup)
     fall = (1 - cos(pi * left)) / 2 if schedule.name == "cosine" else left
     return peak * (1 - (1 - schedule.final_fraction) * fall)

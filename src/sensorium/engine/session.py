@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from sensorium import config as configuration
 from sensorium.engine import checkpoint, portable, rundir
 from sensorium.engine.backend import Backend
-from sensorium.engine.contract import Family, Loaded, Saved, Source, Sources
+from sensorium.engine.contract import Family, Host, Loaded, Saved, Source, Sources
 from sensorium.engine.guard import Buffers, Guard
-from sensorium.engine.order import Clock, Order, Share
+from sensorium.engine.order import Clock, Share
 from sensorium.engine.seeds import reseed
 from sensorium.engine.settings import RunConfig, config_class
 from sensorium.engine.stages import learnable
@@ -74,6 +74,7 @@ class State(configuration.Section):
     step: int = Field(ge=0)
     best: Best | None
     stage_ends: list[int]
+    kept: list[int]
     replaced: int = Field(ge=0)
     scaler: dict[str, float]
     processes: int | None = Field(ge=1)
@@ -88,14 +89,20 @@ class Progress:
     step: int = 0
     best: dict[str, float] | None = None
     stage_ends: list[int] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)  # steps of the checkpoints that are not pruned: see begin_stage
     replaced: int = 0
     processes: int | None = None  # that trained up to here; checkpoints of before do not say
     scaler: dict[str, float] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
 
     def dump(self) -> dict[str, Any]:
-        plain = {key: getattr(self, key) for key in ("step", "best", "stage_ends", "replaced", "processes", "scaler")}
-        return {**plain, "guard": self.guard.dump()}
+        names = ("step", "best", "stage_ends", "kept", "replaced", "processes", "scaler")
+        return {**{name: getattr(self, name) for name in names}, "guard": self.guard.dump()}
+
+    def begin_stage(self) -> None:
+        """Another stage has another measure: its best is chosen anew. What the last one reached is kept for good."""
+        self.kept = sorted({*self.kept, *([int(self.best["step"])] if self.best else []), self.step})
+        self.best = None
 
     @classmethod
     def load(cls, state: dict[str, Any], optimizer: dict[str, Tensor], max_skipped: int) -> Progress:
@@ -116,7 +123,7 @@ class Run:
     parameters: dict[str, nn.Parameter]  # all that the family means to train, whichever the stage
     frozen: str  # digest of the other parameters
     buffers: Buffers
-    order: Order
+    host: Host
     share: Share
     clock: Clock
     progress: Progress
@@ -146,7 +153,8 @@ def build_task(
 def fingerprints(sources: Sources) -> dict[str, str]:
     """Of each split that is there."""
     splits: dict[str, Source | None] = {"train": sources.train, "val": sources.val, "test": sources.test}
-    return {name: source.fingerprint for name, source in splits.items() if source is not None}
+    stages = {f"train of stage {name}": source for name, source in sources.stages.items()}
+    return {name: source.fingerprint for name, source in (splits | stages).items() if source is not None}
 
 
 def require_same_data(folder: Path, stored: Mapping[str, Any], prints: Mapping[str, str]) -> None:

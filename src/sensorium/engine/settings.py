@@ -77,8 +77,9 @@ class Optim(Section):
 class Schedule(Section):
     name: Literal["constant", "cosine", "linear"] = Field("constant", description="Learning rate after the warm-up.")
     warmup_steps: int = Field(
-        0, ge=0, description="Steps of linear warm-up: rate(step) = lr * (step + 1) / warmup_steps."
+        0, ge=0, description="Steps of linear warm-up: rate(step) = lr * (step + 1) / warmup_steps, in each stage."
     )
+    warmup_fraction: float = Field(1.0, ge=0, le=1, description="Largest part of a stage that its warm-up may take.")
     final_fraction: float = Field(
         0.0, ge=0, le=1, description="Part of the rate that is left at the last step (cosine, linear)."
     )

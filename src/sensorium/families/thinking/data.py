@@ -16,7 +16,7 @@ from pydantic import Field
 from sensorium.config import Section
 from sensorium.data import features, readers
 from sensorium.data.items import MODALITIES, SPLITS, Item, Modality
-from sensorium.engine.contract import Batch, Host, Sources
+from sensorium.engine.contract import Batch, Host, Mix, Sources
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.thinking.config import ModelConfig
@@ -83,6 +83,8 @@ def open_encoders(config: DataConfig, device: str = "cpu", rows: int | None = No
 
 class FeatureSource:
     """One split: an item a row, its frozen features by modality. ``classes``: the labels of the whole data set."""
+
+    mix: Mix | None = None  # rows that hold different modalities may meet: each says what it has
 
     def __init__(
         self,
