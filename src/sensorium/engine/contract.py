@@ -283,6 +283,8 @@ class Family:
     run, so that a trained run opens without its data.
     ``task(config, facts)`` builds the one module of the run, whose ``forward(batch)`` returns ``Output``. The engine
     adds ``batch["step"]``, a scalar, in training.
+    ``initial(task, config)``: pretrained weights for parameters that will be trained, given to a new run; not when the
+    weights come from a checkpoint or a ``.pt`` file.
     ``begin_stage(task, begin)`` prepares the task for a stage, before its first step and whenever a run is resumed in
     it; what it does must follow from ``begin`` alone. ``after_step(task, step)`` runs after each optimizer step.
     ``at_chance(values)``: the step's logged values are what guessing would give; hundreds of them in a row raise an
@@ -304,6 +306,7 @@ class Family:
     stages: Callable[[RunConfig], tuple[Stage, ...]] = one_stage
     group: Callable[[str, nn.Parameter], str] = default_group
     accumulation: Literal["sum", "inside-task"] = "sum"
+    initial: Callable[[nn.Module, RunConfig], None] | None = None
     begin_stage: Callable[[nn.Module, Begin], None] | None = None
     after_step: Callable[[nn.Module, int], None] | None = None
     at_chance: Callable[[Mapping[str, float]], bool] | None = None

@@ -127,7 +127,7 @@ def _train(job: _Job) -> Evaluation | None:
     parameters = learnable(task)
     progress = restore(folder, task, parameters, config, say)
     if progress is None:
-        progress = begin(task, parameters, config, warm or warm_start(config), say)
+        progress = begin(family, task, config, warm or warm_start(config), say)
     backend.agree("position (all must see one run folder)", {"step": progress.step}, CheckpointError)
     clock = clock_of(sources.train, config)
     if clock.total < progress.step:

@@ -275,14 +275,14 @@ def warm_start(config: RunConfig) -> checkpoint.Content | None:
     return found.content()
 
 
-def begin(
-    task: nn.Module, parameters: dict[str, nn.Parameter], config: RunConfig, warm: checkpoint.Content | None, say: Say
-) -> Progress:
+def begin(family: Family, task: nn.Module, config: RunConfig, warm: checkpoint.Content | None, say: Say) -> Progress:
     """The start of a run that has no checkpoint yet, with the weights of ``warm`` if there are any."""
     if warm is not None:
         origin = str(config.train.warm_start)
-        load_weights(task, parameters, warm, Path(origin))
+        load_weights(task, learnable(task), warm, Path(origin))
         say(f"Weights of {origin}; optimizer and position start anew")
+    elif family.initial is not None:
+        family.initial(task, config)
     return Progress(Guard(config.guard.max_skipped))
 
 

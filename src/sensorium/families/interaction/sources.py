@@ -1,0 +1,206 @@
+"""Reading the data sets of an `interaction` run and making them ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sensorium.data import features, readers
+from sensorium.data.items import DataSet, Modality
+from sensorium.data.pictures import Pictures
+from sensorium.engine.contract import Host, Mix, Sources
+from sensorium.engine.settings import RunConfig
+from sensorium.errors import ConfigError, DataError
+from sensorium.families.interaction import words
+from sensorium.families.interaction.config import ModelConfig
+from sensorium.families.interaction.data import (
+    RESIZE,
+    DataConfig,
+    EvalSource,
+    Media,
+    TrainSource,
+    content_keys,
+    mel_statistics,
+)
+from sensorium.families.interaction.samples import Row, Sample, group_numbers, require_apart, rows, samples
+from sensorium.parts.mel import LogMel
+
+UNIMODAL, ALIGN, FULL = "unimodal", "align", "full"  # the stages
+_NOUNS: Mapping[Modality, str] = {"text": "texts", "image": "pictures", "audio": "recordings"}
+
+
+def sources(config: RunConfig, host: Host) -> Sources:
+    """Read the sets, keep log-mel frames in the cache, and split. Raises ConfigError and DataError."""
+    data, model = _sections(config)
+    places = words.find(model.text)  # say now what cannot be reached, not after the data were read
+    sets = _read(data, host)
+    numbers = group_numbers(sets)
+    labels = _labels(sets, model.num_classes)
+    train = samples(sets, numbers, labels)
+    if not train:
+        raise DataError(f"no training samples in {', '.join(str(one.root) for one in sets)}")
+    held = {split: rows(sets, numbers, split) for split in ("val", "test")}
+    root = Path(data.cache).expanduser() if data.cache else features.default_root()
+    media, bad = _media(config, host, root, places, train, [row for part in held.values() for row in part])
+    train = [sample for sample in train if str(sample.audio) not in bad]
+    if len({sample.modalities for sample in train}) == 1 and len(train[0].modalities) < 2:
+        raise DataError("every training sample has one modality alone, so nothing can be aligned; give captioned data")
+    for split, part in held.items():
+        broken = [row.content for row in part if str(row.content) in bad]
+        if broken:  # a table over fewer samples would not be the table
+            raise DataError(f"{split}: {broken[0]}: {bad[str(broken[0])]}")
+    source = TrainSource(train, media, tuple(labels), _mix(data, train))
+    alone = source.alone() if model.stages.unimodal.share else None
+    for line in _counts(sets, train, held):
+        host.say(line)
+    names, notes = [one.name for one in sets], [note for one in sets for note in one.notes]
+    parts = {split: EvalSource(part, media, names, notes) if part else None for split, part in held.items()}
+    return Sources(source, parts["val"], parts["test"], {} if alone is None else {UNIMODAL: alone})
+
+
+def facts(config: RunConfig, found: Sources) -> dict[str, Any]:
+    """What the task is built from: words, labels, mel statistics, and which modalities are trained."""
+    data, _ = _sections(config)
+    train = found.train
+    assert isinstance(train, TrainSource)
+    return {
+        "vocabulary": train.media.tokenizer.vocabulary.values(),
+        "labels": train.label_names,
+        "mel_mean": train.media.mean.tolist(),
+        "mel_std": train.media.std.tolist(),
+        "modalities": sorted({m for sample in train.samples for m in sample.modalities}),
+        "sets": sorted(data.sets),
+    }
+
+
+def _sections(config: RunConfig) -> tuple[DataConfig, ModelConfig]:
+    assert isinstance(config.data, DataConfig)
+    assert isinstance(config.model, ModelConfig)
+    return config.data, config.model
+
+
+def _read(data: DataConfig, host: Host) -> list[DataSet]:
+    if not data.sets:
+        raise ConfigError(
+            "no data set is named: set data.sets.NAME.reader and data.sets.NAME.root (`sensorium data list` shows the "
+            "readers)"
+        )
+    sets = []
+    for name, one in data.sets.items():
+        found = readers.read(one.reader, Path(one.root).expanduser() if one.root else None, one.options)
+        for note in found.notes:
+            host.say(f"{name}: {note}")
+        sets.append(found)
+    require_apart(sets)
+    return sets
+
+
+def _labels(sets: Sequence[DataSet], most: int) -> dict[str, int]:
+    """Numbers of the labels of the training part, in alphabetical order."""
+    names = sorted({label for one in sets for item in one.of_split("train") for label in item.labels})
+    if len(names) > most:
+        raise ConfigError(f"the data have {len(names)} labels; model.num_classes is {most}: raise it")
+    return {name: number for number, name in enumerate(names)}
+
+
+def _media(
+    config: RunConfig, host: Host, root: Path, places: words.Places, train: Sequence[Sample], held: Sequence[Row]
+) -> tuple[Media, Mapping[str, str]]:
+    """How samples become arrays, and which recordings cannot."""
+    data, model = _sections(config)
+    if places.tokenizer is None:
+        vocabulary = words.learn_vocabulary([text for sample in train for text in sample.captions], model.vocab)
+    else:
+        vocabulary = words.read_vocabulary(places.tokenizer, model.vocab)
+    paths: dict[str, list[Path]] = {"image": [], "audio": []}
+    for sample in train:
+        paths["image"] += [sample.image] if sample.image else []
+        paths["audio"] += [sample.audio] if sample.audio else []
+    mine = list(dict.fromkeys(paths["audio"]))
+    for row in held:
+        if isinstance(row.content, Path):
+            paths[row.modality].append(row.content)
+    store, bad = _mels(config, host, root, list(dict.fromkeys(paths["audio"])))
+    keys = content_keys(root, [path for path in [*paths["image"], *paths["audio"]] if str(path) not in bad])
+    bands = model.mel_bands
+    mean, std = np.zeros(bands), np.ones(bands)
+    if store is not None and (heard := [keys[path] for path in mine if path in keys]):
+        mean, std = mel_statistics(store, heard)
+    media = Media(
+        tokenizer=words.WordTokenizer(vocabulary, model.max_tokens),
+        pictures=Pictures(round(model.image_size * RESIZE), root / "pictures" if data.keep_pictures else None),
+        side=model.image_size,
+        mels=store,
+        mean=mean.astype(np.float32),
+        std=std.astype(np.float32),
+        crop_frames=data.audio_crop_frames,
+        keys=keys,
+    )
+    return media, bad
+
+
+def _mels(
+    config: RunConfig, host: Host, root: Path, paths: Sequence[Path]
+) -> tuple[features.FeatureStore | None, Mapping[str, str]]:
+    """Log-mel frames of all recordings, from the cache; and why some have none."""
+    data, model = _sections(config)
+    if not paths:
+        return None, {}
+    encoder = LogMel(model.mel_bands, data.audio_max_seconds)
+    with host.progress("read sound", len(paths)) as advance:
+        options = features.FillOptions(
+            policy=config.loader.bad_samples,
+            rank=host.rank,
+            world_size=host.world,
+            barrier=host.barrier,
+            progress=advance,
+            say=host.say,
+        )
+        store = features.cached(encoder, paths, root, options)
+    if encoder.truncated:
+        host.say(f"{encoder.truncated} recordings were longer than {data.audio_max_seconds:g} s, and cut")
+    if len(store.skipped) > config.loader.max_bad:
+        raise DataError(f"{len(store.skipped)} bad recordings; loader.max_bad is {config.loader.max_bad}")
+    for content, reason in store.skipped.items():
+        host.say(f"left out: {reason if content in reason else f'{content}: {reason}'}")
+    return store, store.skipped
+
+
+def _mix(data: DataConfig, train: Sequence[Sample]) -> Mix | None:
+    """Samples of one set and the same modalities are of one kind."""
+    if data.batches == "mixed":
+        return None
+    kinds = sorted({(sample.set, sample.modalities) for sample in train})
+    if len(kinds) < 2:
+        return None
+    number = {kind: place for place, kind in enumerate(kinds)}
+    found = np.array([number[sample.set, sample.modalities] for sample in train], np.int64)
+    given = [one.weight for one in data.sets.values()]
+    if all(weight is None for weight in given):
+        return Mix(found)
+    missing = [name for name, one in data.sets.items() if one.weight is None]
+    if missing:
+        raise ConfigError(f"data.sets.{missing[0]}.weight is not given, but others are; give all weights or none")
+    sizes = np.bincount(found)  # a set's weight is shared out among its kinds by their sizes
+    of_set = [sum(size for (one, _), size in zip(kinds, sizes, strict=True) if one == place) for place, _ in kinds]
+    weights = [float(given[place] or 0) * size / whole for (place, _), size, whole in zip(kinds, sizes, of_set, strict=True)]
+    return Mix(found, tuple(weights))
+
+
+def _counts(sets: Sequence[DataSet], train: Sequence[Sample], held: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    """A line a set: what is really there."""
+    for number, one in enumerate(sets):
+        mine = [sample for sample in train if sample.set == number]
+        texts = sum(len(sample.captions) for sample in mine)
+        parts = [f"{len(mine):,} training samples with {texts:,} texts"]
+        for split, found in held.items():
+            counts = [
+                f"{count:,} {noun}"
+                for modality, noun in _NOUNS.items()
+                if (count := sum(row.set == number and row.modality == modality for row in found))
+            ]
+            parts.append(f"{split}: {', '.join(counts) or 'none'}")
+        yield f"{one.name}: {'; '.join(parts)}"
