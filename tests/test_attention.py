@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from sensorium.parts import attention
 from sensorium.parts.attention import (
     Block,
     ChannelDropout,
@@ -18,6 +23,7 @@ from sensorium.parts.attention import (
     attend,
     init_weights,
     join,
+    look,
 )
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # float32 sums in another order
@@ -159,3 +165,95 @@ def test_initial_weights_reach_every_linear() -> None:
     assert len(linears) == 4
     assert not any(part.bias.any() for part in linears)
     assert all(part.weight.any() for part in linears)
+
+
+# --- masks and chunks
+
+
+def test_a_block_equals_torchs_own_with_a_mask() -> None:
+    torch.manual_seed(0)
+    ours = Block(8, 2)
+    theirs = nn.TransformerEncoderLayer(8, 2, 32, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+    names = {
+        "self_attn.in_proj_": "attention.to_all.",
+        "self_attn.out_proj.": "attention.out.",
+        "norm1.": "attention.norm.",
+        "norm2.": "mlp.0.",
+        "linear1.": "mlp.1.",
+        "linear2.": "mlp.3.",
+    }
+    weights = {name: 0.3 * draw(*p.shape, seed=i) for i, (name, p) in enumerate(ours.named_parameters())}
+    ours.load_state_dict(weights)
+    theirs.load_state_dict({a + kind: weights[b + kind] for a, b in names.items() for kind in ("weight", "bias")})
+    x, mask = draw(3, 5, 8), torch.tensor([[True] * 5, [True, False, True, False, False], [False] * 4 + [True]])
+    expected = theirs.train()(x, src_key_padding_mask=~mask)
+    torch.testing.assert_close(ours(x, mask), expected, rtol=1e-6, atol=1e-6)
+    assert (ours(x) - expected).abs().max() > 1e-2  # the twin: without the mask
+
+
+class Sizes(TorchDispatchMode):
+    """Elements of the largest tensor that any operation made, backward passes included."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.largest = max([self.largest, *(x.numel() for x in tree_leaves(found) if isinstance(x, Tensor))])
+        return found
+
+
+def asked(chunk: int | None, *, fused: bool = False) -> tuple[list[Tensor], int]:
+    """Answer and gradients of an attention from 12 queries to 64 keys, and the largest tensor on the way."""
+    q, k, v = (draw(2, 3, n, 4, seed=i).requires_grad_() for i, n in enumerate((12, 64, 64)))
+    mask = torch.arange(64) < torch.tensor([[64], [5]])
+    kernels = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION] if fused else [SDPBackend.MATH]
+    with sdpa_kernel(kernels), Sizes() as sizes:
+        found = look(q, k, v, mask, chunk)
+        (found * draw(2, 3, 12, 4, seed=9)).sum().backward()
+    return [found, *(x.grad for x in (q, k, v) if x.grad is not None)], sizes.largest
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 8])
+def test_attention_in_chunks_equals_plain_attention_with_fewer_scores(chunk: int) -> None:
+    plain, _ = asked(None)
+    found, largest = asked(chunk)
+    assert len(found) == 4
+    for one, other in zip(found, plain, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+    tokens = 2 * 3 * 64 * 4  # the keys themselves
+    assert largest == max(2 * 3 * chunk * 64, tokens)
+
+
+def test_without_chunks_all_scores_exist_at_once() -> None:
+    """The negative twin."""
+    assert asked(None)[1] == 2 * 3 * 12 * 64
+    assert asked(12)[1] == 2 * 3 * 12 * 64
+
+
+def test_a_fused_kernel_needs_no_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("asked in chunks")
+
+    monkeypatch.setattr(attention, "_look_plainly", never)
+    found, largest = asked(5, fused=True)
+    assert largest == 2 * 3 * 64 * 4
+    monkeypatch.undo()
+    for one, other in zip(found, asked(5)[0], strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+def test_chunks_keep_no_scores_for_the_backward_pass() -> None:
+    """Kept, the scores of all chunks would fill as much memory as those of none."""
+
+    def kept(chunk: int | None) -> int:
+        sizes = []
+        q = draw(1, 1, 12, 4).requires_grad_()
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x),
+        ):
+            look(q, q, q, None, chunk)
+        return max(sizes)
+
+    assert kept(None) == 12 * 12
+    assert kept(3) == 12 * 4

@@ -97,10 +97,7 @@ def attend(q_RHMd: Tensor, keys: Keys, competition: bool = False, chunk: int | N
     alive_R = keys.mask.any(dim=-1)
     # A row without any key would be 0/0 in softmax; it sees its (meaningless) keys and is then set to zero.
     mask_RN = keys.mask | ~alive_R[:, None]
-    if competition:
-        found = _compete(q_RHMd, keys, mask_RN)
-    else:
-        found = look(q_RHMd, keys.k, keys.v, mask_RN, chunk)
+    found = _compete(q_RHMd, keys, mask_RN) if competition else look(q_RHMd, keys.k, keys.v, mask_RN, chunk)
     found = found.transpose(1, 2).flatten(2)
     return found.masked_fill(~alive_R[:, None, None], 0.0)
 
