@@ -97,7 +97,9 @@ class TextConfig(Section):
 class StageConfig(Section):
     """A stage of training."""
 
-    share: float = Field(1.0, ge=0, le=1, description="Part of all steps, relative to the other stages; 0 leaves it out.")
+    share: float = Field(
+        1.0, ge=0, le=1, description="Part of all steps, relative to the other stages; 0 leaves it out."
+    )
     lr_scale: float = Field(1.0, gt=0, le=100, description="Multiplies the learning rate in this stage.")
 
 
@@ -123,7 +125,9 @@ class WeightsConfig(Section):
 
     match: float = Field(1.0, ge=0, description="Telling true pairs from the most similar wrong ones.")
     recon: float = Field(
-        0.5, ge=0, description="Predicting a left-out modality's embedding, as it was before the stage, from the others."
+        0.5,
+        ge=0,
+        description="Predicting a left-out modality's embedding, as it was before the stage, from the others.",
     )
     classify: float = Field(0.5, ge=0, description="Labels from the fused features, where the data are labelled.")
 

@@ -61,6 +61,9 @@ class DataConfig(Section):
     audio_crop_frames: int = Field(
         1024, ge=16, le=30_000, description="Training sees so many frames of 10 ms at a time; evaluation sees all."
     )
+    validation_groups: int | None = Field(
+        1000, ge=1, description="Validation takes so many pictures or clips of each set; null takes all."
+    )
     zero_shot_text: str = Field("the sound of {}", description="What a class of sounds is called in a text.")
     zero_shot_picture: str = Field("a picture of {}", description="What a class of pictures is called in a text.")
     cache: str | None = Field(None, description="Folder of the caches; null takes SENSORIUM_CACHE or ~/.cache.")
@@ -129,7 +132,7 @@ class TrainSource:
         self.targets: Mapping[Modality, features.FeatureSource] = {}
         keys = media.keys
         lines = (
-            f"{s.set} {s.group} {s.image and keys[s.image]} {s.audio and keys[s.audio]} {json.dumps(s.captions)} {s.labels}"
+            f"{s.set} {s.group} {[keys[path] for path in (s.image, s.audio) if path]} {json.dumps(s.captions)} {s.labels}"
             for s in samples
         )
         words = json.dumps(media.tokenizer.vocabulary.values())
@@ -222,7 +225,7 @@ class EvalSource:
         return np.array(chosen, np.int64)
 
     def together(self, *sides: Sequence[int]) -> Batch:
-        """Batch rows that hold several of the split's rows, of different modalities: the first of each side, and so on."""
+        """Rows that hold one of each side, of different modalities: the first of each, then the second."""
         examples = []
         for numbers in zip(*sides, strict=True):
             found: dict[str, Any] = {"group": self.rows[numbers[0]].group}

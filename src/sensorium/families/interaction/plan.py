@@ -45,17 +45,19 @@ def stages(config: RunConfig) -> tuple[Stage, ...]:
         for tower in ("vision", "audio")
         for part in (*(f"blocks.{n}.*" for n in range(max(0, depths[tower] - TOP_BLOCKS), depths[tower])), "norm.*")
     ]
-    text = ["model.text.trunk.*", "model.text.positions", "model.text.widen.*"][: 3 if dims.word_width < dims.width else 2]
+    text = ["model.text.trunk.*", "model.text.positions", "model.text.widen.*"][
+        : 3 if dims.word_width < dims.width else 2
+    ]
     heads = ["model.projections.*", "model.temperatures.*"]
     found = (
         Stage(UNIMODAL, plan.unimodal.share, ("model.vision.*", "model.audio.*", "pretrain.*"), plan.unimodal.lr_scale),
         Stage(ALIGN, plan.align.share, (*text, *top, *heads), plan.align.lr_scale),
-        Stage(FULL, plan.full.share, ("model.*", "recon.*"), plan.full.lr_scale, layer_scales(depths, plan.layer_decay)),
+        Stage(
+            FULL, plan.full.share, ("model.*", "recon.*"), plan.full.lr_scale, layer_scales(depths, plan.layer_decay)
+        ),
     )
     total = sum(stage.share for stage in found)
-    return tuple(
-        Stage(s.name, s.share / total, s.trainable, s.lr_scale, s.lr_scales) for s in found if s.share
-    )
+    return tuple(Stage(s.name, s.share / total, s.trainable, s.lr_scale, s.lr_scales) for s in found if s.share)
 
 
 def layer_scales(depths: Mapping[str, int], decay: float) -> dict[str, float]:
@@ -86,7 +88,7 @@ class TowerEncoder:
     """A tower as the feature cache wants it: unit vectors ``[256]`` of middle squares, whole recordings and texts."""
 
     has_vector = True
-    width = 0
+    width = 1  # of tokens, of which there are none
     batch_size = _ROWS
 
     def __init__(self, modality: Modality, model: InteractionModel, media: Media, begin: Begin) -> None:
@@ -134,7 +136,7 @@ class TowerEncoder:
             for real, rows in fixed_batches(len(mine), _ROWS):
                 vectors = self._pass([prepared[mine[row]] for row in rows], length)
                 for place, row in enumerate(real):
-                    found[mine[row]] = Encoded(np.zeros((0, 0), np.float32), vectors[place])
+                    found[mine[row]] = Encoded(np.zeros((0, 1), np.float32), vectors[place])
         return [found[number] for number in range(len(prepared))]
 
     def _pass(self, arrays: Sequence[np.ndarray], length: int) -> np.ndarray:

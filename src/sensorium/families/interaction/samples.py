@@ -29,12 +29,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Row:
-    """One text, picture or recording of an evaluation, encoded once however often it is asked for."""
+    """One text, picture or recording of an evaluation, encoded once however often it is asked for. ``caption``: a text
+    that goes with it, or its name, for people."""
 
     set: int
     group: int
     modality: Modality
     content: str | Path
+    caption: str
     labels: tuple[str, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict)
 
@@ -73,18 +75,23 @@ def samples(sets: Sequence[DataSet], numbers: Sequence[Mapping[str, int]], label
     ]
 
 
-def rows(sets: Sequence[DataSet], numbers: Sequence[Mapping[str, int]], split: Split) -> list[Row]:
-    """What is evaluated: every text, picture and recording of a group once; by set, then by modality."""
+def rows(
+    sets: Sequence[DataSet], numbers: Sequence[Mapping[str, int]], split: Split, most: int | None = None
+) -> list[Row]:
+    """What is evaluated: every text, picture and recording of a group once; by set, then by modality. ``most``: of each
+    set no more than the first so many groups."""
     found: list[Row] = []
     for number, one in enumerate(sets):
         items = one.of_split(split)
+        kept = set(list(dict.fromkeys(item.group for item in items))[:most])
+        items = tuple(item for item in items if item.group in kept)
         for modality in MODALITIES:
             contents: dict[tuple[str, str | Path], Item] = {}
             for item in items:
                 if (content := item.content(modality)) is not None:
                     contents.setdefault((item.group, content), item)
             found += [
-                Row(number, numbers[number][group], modality, content, item.labels, item.meta)
+                Row(number, numbers[number][group], modality, content, item.text or item.id, item.labels, item.meta)
                 for (group, content), item in contents.items()
             ]
     return found

@@ -42,7 +42,7 @@ def sources(config: RunConfig, host: Host) -> Sources:
     train = samples(sets, numbers, labels)
     if not train:
         raise DataError(f"no training samples in {', '.join(str(one.root) for one in sets)}")
-    held = {split: rows(sets, numbers, split) for split in ("val", "test")}
+    held = {"val": rows(sets, numbers, "val", data.validation_groups), "test": rows(sets, numbers, "test")}
     root = Path(data.cache).expanduser() if data.cache else features.default_root()
     media, bad = _media(config, host, root, places, train, [row for part in held.values() for row in part])
     train = [sample for sample in train if str(sample.audio) not in bad]
@@ -54,9 +54,12 @@ def sources(config: RunConfig, host: Host) -> Sources:
             raise DataError(f"{split}: {broken[0]}: {bad[str(broken[0])]}")
     source = TrainSource(train, media, tuple(labels), _mix(data, train))
     alone = source.alone() if model.stages.unimodal.share else None
-    for line in _counts(sets, train, held):
+    for line in _counts(list(data.sets), train, held):
         host.say(line)
-    names, notes = [one.name for one in sets], [note for one in sets for note in one.notes]
+    names, notes = (
+        list(data.sets),
+        [f"{name}: {note}" for name, one in zip(data.sets, sets, strict=True) for note in one.notes],
+    )
     parts = {split: EvalSource(part, media, names, notes) if part else None for split, part in held.items()}
     return Sources(source, parts["val"], parts["test"], {} if alone is None else {UNIMODAL: alone})
 
@@ -68,7 +71,7 @@ def facts(config: RunConfig, found: Sources) -> dict[str, Any]:
     assert isinstance(train, TrainSource)
     return {
         "vocabulary": train.media.tokenizer.vocabulary.values(),
-        "labels": train.label_names,
+        "labels": list(train.label_names),
         "mel_mean": train.media.mean.tolist(),
         "mel_std": train.media.std.tolist(),
         "modalities": sorted({m for sample in train.samples for m in sample.modalities}),
@@ -186,13 +189,15 @@ def _mix(data: DataConfig, train: Sequence[Sample]) -> Mix | None:
         raise ConfigError(f"data.sets.{missing[0]}.weight is not given, but others are; give all weights or none")
     sizes = np.bincount(found)  # a set's weight is shared out among its kinds by their sizes
     of_set = [sum(size for (one, _), size in zip(kinds, sizes, strict=True) if one == place) for place, _ in kinds]
-    weights = [float(given[place] or 0) * size / whole for (place, _), size, whole in zip(kinds, sizes, of_set, strict=True)]
+    weights = [
+        float(given[place] or 0) * size / whole for (place, _), size, whole in zip(kinds, sizes, of_set, strict=True)
+    ]
     return Mix(found, tuple(weights))
 
 
-def _counts(sets: Sequence[DataSet], train: Sequence[Sample], held: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+def _counts(names: Sequence[str], train: Sequence[Sample], held: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     """A line a set: what is really there."""
-    for number, one in enumerate(sets):
+    for number, name in enumerate(names):
         mine = [sample for sample in train if sample.set == number]
         texts = sum(len(sample.captions) for sample in mine)
         parts = [f"{len(mine):,} training samples with {texts:,} texts"]
@@ -203,4 +208,4 @@ def _counts(sets: Sequence[DataSet], train: Sequence[Sample], held: Mapping[str,
                 if (count := sum(row.set == number and row.modality == modality for row in found))
             ]
             parts.append(f"{split}: {', '.join(counts) or 'none'}")
-        yield f"{one.name}: {'; '.join(parts)}"
+        yield f"{name}: {'; '.join(parts)}"

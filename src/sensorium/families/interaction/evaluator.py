@@ -1,0 +1,204 @@
+"""Retrieval in all pairs of modalities, set by set, beside chance; and the stage's own loss.
+
+Legend: N rows of the split, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations, permutations
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sensorium.data.items import MODALITIES, Modality
+from sensorium.engine.contract import Batch, Card, Evaluation, Gallery, Shown, Source, Table
+from sensorium.engine.settings import RunConfig
+from sensorium.errors import DataError
+from sensorium.families.interaction import losses
+from sensorium.families.interaction.data import EvalSource
+from sensorium.families.interaction.samples import Row
+from sensorium.families.interaction.sources import UNIMODAL
+from sensorium.families.interaction.task import InteractionTask, encode
+from sensorium.metrics.retrieval import RetrievalResult, retrieval_of_embeddings
+
+KS = (1, 5, 10)
+LETTER: Mapping[Modality, str] = {"text": "t", "image": "i", "audio": "a"}
+NOUN: Mapping[Modality, str] = {"text": "text", "image": "picture", "audio": "sound"}
+BEST_R_SUM = 600.0
+CARDS, SHOWN = 6, 5  # queries of a gallery, results of each
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A question to one set: which of its ``gallery`` items belong to a ``query``. Numbers are rows of the split."""
+
+    set: int
+    query: Modality
+    gallery: Modality
+    asked: np.ndarray
+    stock: np.ndarray
+
+    @property
+    def short(self) -> str:
+        return f"{LETTER[self.query]}2{LETTER[self.gallery]}"
+
+
+Results: TypeAlias = Mapping[tuple[str, str], RetrievalResult]
+
+
+class InteractionEvaluator:
+    """Embeds every text, picture and recording once."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.batch_size = config.evaluate.batch_size
+
+    def collect(self, task: nn.Module, batch: Batch, *, final: bool) -> Mapping[str, Tensor]:
+        del final
+        assert isinstance(task, InteractionTask)
+        encodings = encode(task.model, batch)
+        z = torch.stack([task.model.embed(m, encoding.pooled) for m, encoding in encodings.items()]).sum(dim=0)
+        found = {"z": z.float()}
+        if task.stage == UNIMODAL:
+            rows = task.unimodal_losses(batch)
+            parts = [rows[name] for name in ("image", "audio") if name in rows]
+            zero = torch.zeros(len(z), device=z.device)
+            found["own"] = torch.stack([zero, *parts]).sum(dim=0)
+        return found
+
+    def score(self, collected: Mapping[str, Tensor], source: Source, task: nn.Module, *, final: bool) -> Evaluation:
+        assert isinstance(source, EvalSource)
+        assert isinstance(task, InteractionTask)
+        asked = list(directions(source))
+        z, groups = collected["z"].numpy(), np.array([row.group for row in source.rows], np.int64)
+        results = {
+            (source.names[d.set], d.short): retrieval_of_embeddings(
+                (z[d.asked], groups[d.asked]), (z[d.stock], groups[d.stock]), KS
+            )
+            for d in asked
+        }
+        metrics = {"loss": self._loss(collected, source, task)}
+        for (name, short), result in results.items():
+            metrics |= {f"{name}/{short}/R@{k}": result.recall[k] for k in KS}
+            metrics |= {f"chance/{name}/{short}/R@{k}": result.chance[k] for k in KS}
+        metrics |= {"r_sum": r_sum(results), "chance/r_sum": r_sum(results, chance=True)}
+        if not final:
+            return Evaluation(metrics)
+        tables = (_recall_table(source, asked, results),)
+        return Evaluation(metrics, tables, tuple(_galleries(z, source, asked)), tuple(_warnings(metrics)))
+
+    @torch.no_grad()
+    def _loss(self, collected: Mapping[str, Tensor], source: EvalSource, task: InteractionTask) -> float:
+        """Of the first stage the towers' own, of the others the contrastive one, over ``evaluate.batch_size`` true pairs
+        at a time."""
+        if task.stage == UNIMODAL:
+            kinds = [
+                collected["own"][[row.modality == m for row in source.rows]].mean()
+                for m in ("image", "audio")
+                if any(row.modality == m for row in source.rows)
+            ]
+            return float(torch.stack(kinds).sum())
+        values: dict[str, list[tuple[float, int]]] = {}
+        temperatures = task.model.temperatures
+        device = next(temperatures.parameters()).device
+        for a, b, pairs in _true_pairs(source):
+            for start in range(0, len(pairs), self.batch_size):
+                rows = torch.from_numpy(pairs[start : start + self.batch_size])
+                z = {m: collected["z"][rows[:, i]].to(device) for i, m in enumerate((a, b))}
+                here = torch.ones(len(rows), dtype=torch.bool, device=device)
+                groups = torch.arange(len(rows), device=device)
+                found = losses.contrast(z, {a: here, b: here}, groups, temperatures, everywhere=False)
+                values.setdefault(f"{a}-{b}", []).append((float(found[f"{a}-{b}"]), len(rows)))
+        means = [sum(v * n for v, n in parts) / sum(n for _, n in parts) for parts in values.values()]
+        return sum(means)
+
+
+def directions(source: EvalSource) -> Iterator[Direction]:
+    """What the split can be asked, set by set; queries without an answer in the gallery are left out.
+
+    Raises DataError when there is nothing to ask.
+    """
+    groups = np.array([row.group for row in source.rows], np.int64)
+    some = False
+    for number in range(len(source.names)):
+        mine = {m: source.numbers(m, number) for m in MODALITIES}
+        for query, gallery in permutations(MODALITIES, 2):
+            asked = mine[query][np.isin(groups[mine[query]], groups[mine[gallery]])]
+            if len(asked):
+                some = True
+                yield Direction(number, query, gallery, asked, mine[gallery])
+    if not some:
+        raise DataError("the split cannot be evaluated: no group has items of two modalities")
+
+
+def _true_pairs(source: EvalSource) -> Iterator[tuple[Modality, Modality, np.ndarray]]:
+    """Of each set and pair of modalities the rows ``[P, 2]`` that belong together: the first of each group."""
+    for number in range(len(source.names)):
+        first = {
+            m: {source.rows[row].group: int(row) for row in reversed(source.numbers(m, number))} for m in MODALITIES
+        }
+        for a, b in combinations(MODALITIES, 2):
+            shared = [group for group in sorted(first[a]) if group in first[b]]
+            if shared:
+                yield a, b, np.array([(first[a][group], first[b][group]) for group in shared], np.int64)
+
+
+def r_sum(results: Results, *, chance: bool = False) -> float:
+    """Mean over sets and pairs of modalities of R@1 + R@5 + R@10, summed over both directions; at most 600."""
+    sums = [sum((result.chance if chance else result.recall)[k] for k in KS) for result in results.values()]
+    return 2 * sum(sums) / len(sums)
+
+
+def _recall_table(source: EvalSource, asked: list[Direction], results: Results) -> Table:
+    head = ("set", "query", "finds", *(f"R@{k}" for k in KS), "MdR", "MnR")
+    columns = (*head, *(f"chance R@{k}" for k in KS), "queries", "gallery")
+    lines = []
+    for d in asked:
+        name = source.names[d.set]
+        found = results[name, d.short]
+        recalls, chances = ([part[k] for k in KS] for part in (found.recall, found.chance))
+        ranks = (found.median_rank, found.mean_rank)
+        lines.append((name, NOUN[d.query], NOUN[d.gallery], *recalls, *ranks, *chances, found.queries, found.gallery))
+    note = (
+        "Percent of queries with at least one right item in the top k; ties count against the model. MdR, MnR: median "
+        "and mean rank of the best right item."
+    )
+    return Table("Retrieval", columns, tuple(lines), " ".join([note, *source.notes]))
+
+
+def _warnings(metrics: Mapping[str, float]) -> Iterator[str]:
+    found, chance = metrics["r_sum"], metrics["chance/r_sum"]
+    if found - chance < 0.1 * (BEST_R_SUM - chance):
+        yield f"R-Sum {found:.1f} is hardly above chance ({chance:.1f}): the model has not learned"
+
+
+def _galleries(z: np.ndarray, source: EvalSource, asked: list[Direction]) -> Iterator[Gallery]:
+    """Queries spread evenly over the split, in file order: not chosen by success."""
+    for d in asked:
+        if (d.query, d.gallery) == ("text", "audio"):
+            continue  # it says no more than sound to text, and many galleries tire the reader
+        chosen = d.asked[np.linspace(0, len(d.asked) - 1, min(CARDS, len(d.asked))).round().astype(int)]
+        scores = torch.from_numpy(z[chosen] @ z[d.stock].T)
+        best = torch.topk(scores, min(SHOWN, len(d.stock)), dim=1)
+        cards = []
+        for number, values, places in zip(chosen, best.values.tolist(), best.indices.tolist(), strict=True):
+            query = source.rows[number]
+            answers = [source.rows[d.stock[place]] for place in places]
+            found = tuple(
+                show(row, right=row.group == query.group, score=value)
+                for row, value in zip(answers, values, strict=True)
+            )
+            cards.append(Card(show(query), found))
+        title = f"{source.names[d.set]}: {NOUN[d.query]} finds {NOUN[d.gallery]}"
+        yield Gallery(title, tuple(cards))
+
+
+def show(row: Row, *, right: bool | None = None, score: float | None = None) -> Shown:
+    """What the report shows of a row: its words, its picture, or its sound to be played."""
+    if isinstance(row.content, str):
+        return Shown(row.content, None, None, right, score)
+    image, audio = (str(row.content) if row.modality == m else None for m in ("image", "audio"))
+    return Shown(row.caption, image, audio, right, score)
