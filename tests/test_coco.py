@@ -187,7 +187,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "truth": (changed(CAPTIONS, lambda c: c["images"][3].update(id=True)), r"images\[3\]: id: .* \(found True\)"),
     "twice": (changed(CAPTIONS, lambda c: c["images"].append(c["images"][0])), r"images\[6\]: the photograph 9 stands"),
-    "list": (changed(CAPTIONS, lambda c: c.pop("annotations")), r"captions_train2017\.json: annotations missing or em"),
+    "list": (
+        changed(CAPTIONS, lambda c: c.pop("annotations")),
+        r"captions_train2017\.json: the list 'annotations' is m",
+    ),
     "object": (changed(CAPTIONS, lambda c: c["images"].append(7)), r"images\[6\]: expected an object \(found '7'\)"),
     "category": (
         changed(THINGS, lambda c: c["annotations"][0].update(category_id=77)),

@@ -34,14 +34,13 @@ def test_any_cut_gives_the_same_elements(
     """Numbers, words and escapes that are cut by the end of what was read are read on."""
     monkeypatch.setattr(reading, "_PIECE", piece)
     path = put(tmp_path, f"\ufeff{json.dumps(VALUE, indent=indent)}\n")
-    found = list(reading.json_lists(path, ("images", "more", "e", "none")))
+    found = list(reading.json_lists(path, ("images", "more", "e")))
     assert found == [
         *(("images", n, value) for n, value in enumerate(VALUE["images"])),  # type: ignore[arg-type]
         *(("more", n, value) for n, value in enumerate(VALUE["more"])),  # type: ignore[arg-type]
     ]
     assert list(reading.json_lists(put(tmp_path, " [12, 345]"), ("",))) == [("", 0, 12), ("", 1, 345)]
-    assert list(reading.json_lists(put(tmp_path, "[12]"), ("images",))) == []
-    assert list(reading.json_lists(put(tmp_path, "{}"), ("images",))) == []
+    assert list(reading.json_lists(put(tmp_path, "{}"), ())) == []
 
 
 REFUSED = [
@@ -73,6 +72,19 @@ def test_what_is_no_json_is_refused_as_by_parse_json(tmp_path: Path, text: str) 
     if text != "7":
         with pytest.raises(ValueError):  # noqa: PT011
             reading.parse_json(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "reason"),
+    [
+        ("[12]", "images", "the list 'images' is missing"),
+        ('{"images": {}}', "images", "the list 'images' is missing"),
+        ('{"images": []}', "", "expected a list"),
+    ],
+)
+def test_a_list_that_is_missing_is_named(tmp_path: Path, text: str, wanted: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        list(reading.json_lists(put(tmp_path, text), (wanted,)))
 
 
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

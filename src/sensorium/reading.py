@@ -96,11 +96,14 @@ def json_lists(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, int, 
     """The elements of the lists ``wanted`` of the object in a JSON file, as (key, number, element); of a file that is
     one list, key ``""``. One element is in memory at a time, so that the file may have any size.
 
-    Raises OSError, and ValueError as ``parse_json`` does; the elements before a mistake have been given out by then.
+    Raises OSError, and ValueError as ``parse_json`` does, or because a list is missing; the elements before a mistake
+    have been given out by then.
     """
+    lacking = set(wanted)
     with open_plain(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
         stream = _JsonStream(text)
         if stream.peek() == "[":
+            lacking.discard("")
             for number, element in enumerate(stream.elements()):
                 if "" in wanted:
                     yield "", number, element
@@ -109,11 +112,14 @@ def json_lists(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, int, 
                 if stream.peek() != "[":
                     stream.value()
                     continue
+                lacking.discard(key)
                 for number, element in enumerate(stream.elements()):
                     if key in wanted:
                         yield key, number, element
         if stream.peek():
             raise ValueError(f"more after its end at character {stream.place:,}")
+        if lacking:
+            raise ValueError(f"the list {min(lacking)!r} is missing" if any(lacking) else "expected a list")
 
 
 class _JsonStream:
