@@ -160,18 +160,26 @@ def _progress() -> Iterator[Watch]:
 @app.command("import", epilog="Example: sensorium data import flickr8k data/native --root data/flickr8k")
 def import_data(
     reader: Reader,
-    target: Annotated[Path, typer.Argument(help="New folder for manifest.jsonl.")],
+    target: Annotated[Path, typer.Argument(help="New folder for it.")],
     options: Options = None,
     root: Root = None,
     copy: Annotated[bool, typer.Option(help="Copy pictures and sounds instead of linking to them.")] = False,
+    form: Annotated[str, typer.Option("--format", help="What is written: native, coco or clotho.")] = "native",
 ) -> None:
-    """Turn a data set of any format into the native one: manifest.jsonl and its files."""
+    """Turn a data set of any format into the native one (manifest.jsonl and its files), or into a tree like COCO's
+    (pictures, captions, Karpathy's split) or Clotho's (sounds, captions)."""
     from sensorium.config import parse_overrides
     from sensorium.data import manage, readers
 
     dataset = readers.read(reader, root, parse_overrides(options or []))
-    path = manage.import_dataset(dataset, target, copy=copy)
-    typer.echo(f"{len(dataset.items)} items in {path}")
+    count = len(dataset.items)
+    if form == "native":
+        manage.import_dataset(dataset, target, copy=copy)
+    else:
+        count = manage.write_tree(dataset, target, form, copy=copy)
+    left_out = len(dataset.items) - count
+    rest = f"; {left_out:,} left out that lack what the form {form!r} consists of" if left_out else ""
+    typer.echo(f"{count} items in {target}{rest}")
 
 
 @app.command(epilog="Example: sensorium data verify native --root data/native")

@@ -1,10 +1,11 @@
-"""Unpack zip and tar files that nobody vouches for, and put their content where it belongs without losing a file."""
+"""Unpack zip, tar and 7z files that nobody vouches for, and put their content where it belongs; no file is lost."""
 
 from __future__ import annotations
 
 import errno
 import filecmp
 import gzip
+import importlib.util
 import lzma
 import os
 import shutil
@@ -18,6 +19,7 @@ from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Self
 
+from sensorium import reading
 from sensorium.data.catalog import Remote
 from sensorium.data.transfer import BLOCK, Watch
 from sensorium.errors import DataError, DiskError, printable
@@ -48,10 +50,7 @@ def unpack(remote: Remote, archive: Path, folder: Path, watch: Watch) -> None:
     far larger than announced, or the disk too small. OSError: the disk fails. The caller removes the folder then.
     """
     try:
-        if remote.kind == "zip":
-            _unzip(remote, archive, folder, watch)
-        else:
-            _untar(remote, archive, folder, watch)
+        _UNPACK[remote.kind](remote, archive, folder, watch)
     except _DAMAGE as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(":")
         raise DamagedArchiveError(f"{archive}: damaged ({reason})") from error
@@ -144,6 +143,51 @@ def _untar(remote: Remote, archive: Path, folder: Path, watch: Watch) -> None:
             watch.move(f"unpack {remote.name}", packed.tell(), total)
         while file.fileobj and file.fileobj.read(BLOCK):  # to the checksum at the end of a compressed one
             pass
+
+
+def _un7z(remote: Remote, archive: Path, folder: Path, watch: Watch) -> None:
+    require_7z()
+    from sensorium.data import sevenzip
+
+    try:
+        with reading.open_plain(archive) as file:
+            members = sevenzip.members(file)
+            wanted: dict[str, tuple[PurePosixPath, int]] = {}
+            taken: set[PurePosixPath] = set()
+            if len(members) > _MOST_MEMBERS:
+                raise DataError(f"{remote.name}: more than {_MOST_MEMBERS:,} members; nothing was unpacked")
+            for member in members:
+                place = destination(remote, member.filename)
+                if place is None or member.is_directory:
+                    continue
+                if not member.is_file:
+                    raise _no_plain_file(remote, member.filename)
+                if place in taken or member.filename in wanted:
+                    raise _twice(remote, place)
+                taken.add(place)
+                wanted[member.filename] = place, member.uncompressed
+            total = sum(size for _, size in wanted.values())
+            _require_announced(remote, total)
+            require_space(folder, total, f"the content of {remote.name}")
+            watched = f"unpack {remote.name}"
+            with told(folder):
+                sevenzip.extract(
+                    file, wanted, lambda at: _new(folder / at), lambda done: watch.move(watched, done, total)
+                )
+    except sevenzip.EncryptedError:
+        raise DataError(f"{remote.name}: is encrypted; nothing was unpacked") from None
+    except sevenzip.DAMAGE as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise DamagedArchiveError(f"{archive}: damaged ({reason})") from error
+
+
+def require_7z() -> None:
+    """Raise DataError when .7z files cannot be unpacked here: to be known before gigabytes of them come."""
+    if importlib.util.find_spec("py7zr") is None:
+        raise DataError("py7zr is not installed, which unpacks .7z files; run: pip install 'sensorium[downloads]'")
+
+
+_UNPACK = {"zip": _unzip, "tar": _untar, "7z": _un7z}
 
 
 class _Member(tarfile.TarInfo):

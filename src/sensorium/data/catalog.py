@@ -12,7 +12,7 @@ from typing import Literal
 
 from sensorium.errors import ConfigError
 
-Kind = Literal["zip", "tar", "file"]
+Kind = Literal["zip", "tar", "7z", "file"]
 
 
 @dataclass(frozen=True)
