@@ -72,6 +72,12 @@ def jobs(sources: Sequence[Source], root: Path) -> list[Job]:
     ]
 
 
+def records(root: Path) -> list[dict[str, Any]]:
+    """What came into ``root``: name, address, bytes, checksums, licence and date of each file that was downloaded."""
+    kept = ("url", "bytes", "md5", "sha256", "proof", "licence", "date")
+    return [{"path": name, **{key: one[key] for key in kept}} for name, one in _read_manifest(root).items()]
+
+
 def unchanged(sources: Sequence[Source], root: Path, watch: Watch) -> list[str]:
     """What is wrong with what should be there, one line each; nothing is fetched or changed. Raises DataError when the
     manifest is damaged."""

@@ -88,6 +88,12 @@ def wanted(root: Path, limit: int | None) -> list[Caption]:
     return found
 
 
+def count(root: Path, limit: int | None) -> tuple[int, int]:
+    """How many clips are asked for, and how many of them are there. Raises DataError when the lists are not."""
+    rows, sounds = wanted(root, limit), sounds_below(root)
+    return len(rows), sum(sound_of(row, sounds) is not None for row in rows)
+
+
 def require_tools() -> None:
     """Raise DataError when yt-dlp or ffmpeg is not installed."""
     missing = [name for name in ("yt-dlp", "ffmpeg") if shutil.which(name) is None]
