@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import filecmp
 import gzip
+import hashlib
 import importlib.util
 import lzma
 import os
@@ -13,7 +14,8 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -248,6 +250,27 @@ def _twice(remote: Remote, place: PurePosixPath) -> DataError:
 def sizes(folder: Path) -> dict[str, int]:
     """The bytes of every file below ``folder``, by its path relative to it."""
     return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def digests(folder: Path, names: Sequence[str], what: str, watch: Watch) -> dict[str, str]:
+    """The sha256 of files below ``folder``, by name; ``what``: what the watch is told. Raises DataError."""
+    found: dict[str, str] = {}
+    done, total = 0, sum((folder / name).stat().st_size for name in names)
+    with ThreadPoolExecutor() as pool:
+        for name, (digest, size) in zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True):
+            found[name] = digest
+            done += size
+            watch.move(what, done, total)
+    return found
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    """The sha256, and the bytes."""
+    try:
+        with reading.open_plain(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def settle(source: Path, root: Path) -> None:

@@ -67,11 +67,11 @@ def read(root: Path | None, options: Options) -> DataSet:
     clip at all is there."""
     root = root or DEFAULT_ROOT
     lists = read_lists(root, options.version)
-    sounds = _sounds(root)
+    sounds = sounds_below(root)
     items: list[Item] = []
     notes: list[str] = []
     for split, rows in lists.items():
-        found = {row.clip: path for row in rows if (path := _sound_of(row, sounds)) is not None}
+        found = {row.clip: path for row in rows if (path := sound_of(row, sounds)) is not None}
         items += [
             Item(id=row.id, group=row.clip, split=split, text=row.text, audio=found[row.clip])
             for row in rows
@@ -134,7 +134,7 @@ def _require_version(path: Path, split: Split, rows: list[Caption], version: int
         )
 
 
-def _sounds(root: Path) -> dict[str, Path]:
+def sounds_below(root: Path) -> dict[str, Path]:
     """Every clip below the root by its name without the ending; of two of one name, the first in alphabetical order."""
     sounds: dict[str, Path] = {}
     for top, folders, files in os.walk(root, followlinks=True):
@@ -147,7 +147,8 @@ def _sounds(root: Path) -> dict[str, Path]:
     return sounds
 
 
-def _sound_of(row: Caption, sounds: Mapping[str, Path]) -> Path | None:
+def sound_of(row: Caption, sounds: Mapping[str, Path]) -> Path | None:
+    """The file of a clip, under the first of its four names that is there."""
     names = (row.clip, row.id, row.youtube, f"Y{row.youtube}")
     return next((sounds[name] for name in names if name in sounds), None)
 
