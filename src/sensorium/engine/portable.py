@@ -164,7 +164,10 @@ def read_pt(path: Path) -> Portable:
     config, facts, checksum = (content.pop(name, None) for name in _BODY)
     weights = content.pop(PART if "part" in content else WHOLE, None)
     names = content.get("values", ())
-    values = {name: content.pop(name, None) for name in names if isinstance(name, str) and name not in Head.model_fields}
+    names = names if isinstance(names, tuple) else ()
+    values = {
+        name: content.pop(name, None) for name in names if isinstance(name, str) and name not in Head.model_fields
+    }
     try:
         head = Head.model_validate(content, strict=True)
     except ValidationError as error:

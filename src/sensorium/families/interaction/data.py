@@ -132,7 +132,8 @@ class TrainSource:
         self.targets: Mapping[Modality, features.FeatureSource] = {}
         keys = media.keys
         lines = (
-            f"{s.set} {s.group} {[keys[path] for path in (s.image, s.audio) if path]} {json.dumps(s.captions)} {s.labels}"
+            f"{s.set} {s.group} {[keys[path] for path in (s.image, s.audio) if path]} "
+            f"{json.dumps(s.captions)} {s.labels}"
             for s in samples
         )
         words = json.dumps(media.tokenizer.vocabulary.values())
