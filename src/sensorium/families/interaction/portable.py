@@ -19,26 +19,27 @@ from torch import Tensor
 from sensorium import config as configuration
 from sensorium import reading
 from sensorium.data import media
-from sensorium.engine.settings import RunConfig
+from sensorium.engine.contract import Loaded
 from sensorium.errors import CheckpointError
 from sensorium.families.interaction.config import ModelConfig
 from sensorium.families.interaction.data import middle
 from sensorium.families.interaction.model import InteractionModel
-from sensorium.families.interaction.task import normalised
+from sensorium.families.interaction.task import InteractionTask, normalised
 from sensorium.families.interaction.words import Texts, Vocabulary, WordTokenizer
 from sensorium.parts.encoders_base import SAMPLE_RATE
 from sensorium.parts.mel import log_mel
 
-PREFIX = "model."  # of the names of these weights in a run
 _ERRORS = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, LookupError, TypeError)
 
 
-def values(config: RunConfig, facts: Mapping[str, Any], stage: str, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """What stands in the file beside the weights and what the engine writes: plain values. ``metrics``: of the
-    validation, empty where there was none."""
-    model = config.model
-    assert isinstance(model, ModelConfig)
+def portable_content(loaded: Loaded, *, stage: str, epoch: float, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """What stands in the file but for what the engine adds. ``metrics``: of the validation."""
+    task, facts = loaded.task, loaded.facts
+    assert isinstance(task, InteractionTask)
+    model = task.config
     return {
+        "model_state_dict": {name: tensor.detach().cpu() for name, tensor in task.model.state_dict().items()},
+        "model": configuration.dump(model),
         "size": model.size,
         "embed_dim": model.fused_width,
         "num_classes": model.num_classes,
@@ -46,6 +47,7 @@ def values(config: RunConfig, facts: Mapping[str, Any], stage: str, metrics: Map
         "mel": {"mean": facts["mel_mean"], "std": facts["mel_std"]},
         "labels": list(facts["labels"]),
         "stage": stage,
+        "epoch": epoch,
         "metrics": dict(metrics),
     }
 
@@ -84,7 +86,7 @@ def load_model(path: str | Path) -> tuple[InteractionModel, Processor]:
     try:
         with reading.open_plain(place) as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
-        config = configuration.build(ModelConfig, content["config"]["model"], str(place))
+        config = configuration.build(ModelConfig, content["model"], str(place))
         model = InteractionModel(config)
         model.load_state_dict(content["model_state_dict"])
         mel = content["mel"]
