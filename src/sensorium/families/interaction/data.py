@@ -36,6 +36,7 @@ from sensorium.families.interaction.words import WordTokenizer
 SMALLEST_CROP = 0.6  # of a picture's area; captions speak of the whole
 RESIZE = 256 / 224  # short side before the centre crop of an evaluation
 NAMES: Mapping[Modality, str] = {"text": "ids", "image": "pixels", "audio": "mel"}  # in a batch
+ONE_PLACE = r"^[^{}]*\{\}[^{}]*$"  # of a name in a text
 TURNED = Image.Transpose.FLIP_LEFT_RIGHT
 
 
@@ -64,8 +65,12 @@ class DataConfig(Section):
     validation_groups: int | None = Field(
         1000, ge=1, description="Validation takes so many pictures or clips of each set; null takes all."
     )
-    zero_shot_text: str = Field("the sound of {}", description="What a class of sounds is called in a text.")
-    zero_shot_picture: str = Field("a picture of {}", description="What a class of pictures is called in a text.")
+    zero_shot_sound: str = Field(
+        "the sound of {}", pattern=ONE_PLACE, description="What a class of sounds is called in a text; {} is its name."
+    )
+    zero_shot_picture: str = Field(
+        "a picture of {}", pattern=ONE_PLACE, description="What a class of pictures is called in a text."
+    )
     cache: str | None = Field(None, description="Folder of the caches; null takes SENSORIUM_CACHE or ~/.cache.")
     keep_pictures: bool = Field(True, description="Keep small copies of large pictures, which decode faster.")
 
