@@ -132,7 +132,7 @@ class TrainSource:
         self.targets: Mapping[Modality, features.FeatureSource] = {}
         keys = media.keys
         lines = (
-            f"{s.set} {s.group} {[keys[path] for path in (s.image, s.audio) if path]} {json.dumps(s.captions)} {s.labels}"
+            json.dumps([s.set, s.group, [keys[path] for path in (s.image, s.audio) if path], s.captions, s.labels])
             for s in samples
         )
         words = json.dumps(media.tokenizer.vocabulary.values())

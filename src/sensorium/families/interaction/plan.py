@@ -74,14 +74,14 @@ def layer_scales(depths: Mapping[str, int], decay: float) -> dict[str, float]:
 def begin_stage(task: nn.Module, begin: Begin) -> None:
     """Tell the task its objective, and give the last stage its targets."""
     assert isinstance(task, InteractionTask)
-    assert isinstance(begin.source, TrainSource)
+    assert isinstance(begin.shared, TrainSource)
     task.stage = begin.stage.name
     if begin.stage.name != FULL or not task.config.weights.recon:
         return
     model = InteractionModel(task.config)
     weights = {name.removeprefix("model."): tensor for name, tensor in begin.weights().items()}
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    begin.source.targets, task.target_means = _targets(begin, model, begin.source)
+    begin.shared.targets, task.target_means = _targets(begin, model, begin.shared)
 
 
 class TowerEncoder:
