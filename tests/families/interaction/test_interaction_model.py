@@ -86,15 +86,14 @@ def test_configuration_is_checked_across_fields() -> None:
     )
 
 
-def test_the_module_is_quick_to_import() -> None:
+def test_the_module_imports_nothing_heavy() -> None:
     """Beside a script named datasets.py, transformers would import that one instead of the package it means."""
     program = (
-        "import sys, torch, time; begun = time.perf_counter(); import sensorium.families.interaction.model; "
-        "heavy = {'transformers', 'accelerate', 'datasets', 'huggingface_hub', 'tokenizers'} & sys.modules.keys(); "
-        "print(sorted(heavy), time.perf_counter() - begun < 2)"
+        "import sys, sensorium.families.interaction.model; "
+        "print({'transformers', 'accelerate', 'datasets', 'huggingface_hub', 'tokenizers'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[0] == "[] True"
+    assert done.stdout == "set()\n"
 
 
 # --- what an embedding must not depend on

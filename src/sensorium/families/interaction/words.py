@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -195,7 +196,7 @@ def read_vectors(folder: Path, rows: int) -> Tensor:
             break
     if vectors is None:
         raise ConfigError(f"{folder} has no weights *.safetensors or *.bin that hold {_TABLE}. {_ADVICE}")
-    if vectors.ndim != 2 or len(vectors) != rows:
+    if vectors.ndim != 2 or len(vectors) != rows or not vectors.is_floating_point():
         raise ConfigError(
             f"{folder} has word vectors of shape {list(vectors.shape)}; the table has model.vocab = {rows:,} rows. "
             "Set model.vocab to theirs, or give a model with BERT's vocabulary"
@@ -213,9 +214,13 @@ def _table_of(path: Path) -> Tensor | None:
         with safe_open(path, framework="pt") as file:
             name = next((name for name in file.keys() if name.endswith(_TABLE)), None)  # noqa: SIM118  (no mapping)
             return None if name is None else file.get_tensor(name)
-    with reading.open_plain(path) as opened:
+    with reading.open_plain(path) as opened, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd pickles; no code in them is run
         weights = torch.load(opened, map_location="cpu", weights_only=True)
-    return next((weights[name] for name in weights if name.endswith(_TABLE)), None)
+    found = next((weights[name] for name in weights if name.endswith(_TABLE)), None)
+    if not (found is None or isinstance(found, Tensor)):
+        raise ValueError(f"{_TABLE} is no tensor")
+    return found
 
 
 def fit_vectors(vectors_VE: Tensor, width: int, seed: int) -> Tensor:
