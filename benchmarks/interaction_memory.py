@@ -7,7 +7,8 @@ One step is a forward pass with all three modalities and all outputs, a backward
 is measured, when the optimizer has its state. Each arm runs in a process of its own. On a GPU the number is what was
 allocated at most; on a CPU by how much resident memory grew at most, from before the model was built (and after a step
 of a very small one, which loads what PyTorch loads late). "weights" is what the step cannot do without: weights,
-gradients and two moments, 16 bytes a parameter; "activations" is the rest.
+gradients and two moments, 16 bytes a parameter; "above" is what the peak is above that. (The gradients of most weights
+are not there yet while all activations are, so these take more than "above".)
 
 Kernels: `fused` lets PyTorch choose, and where it has a kernel that takes the mask (CPU, CUDA) chunks are not used;
 `plain` forbids those kernels, as on a machine without them.
@@ -130,7 +131,7 @@ def main() -> None:
     for (size, kernel, arm), results in found.items():
         plain = found[size, kernel, "plain"]
         weights = median(results, "weights")
-        activations, of_plain = (median(some, "gigabytes") - weights for some in (results, plain))
+        above, of_plain = (median(some, "gigabytes") - weights for some in (results, plain))
         slower = median(results, "seconds") / median(plain, "seconds")
         peak = spread(results, "gigabytes")
         rows.append(
@@ -140,8 +141,8 @@ def main() -> None:
                 arm,
                 peak,
                 f"{weights:.2f}",
-                f"{activations:.2f}",
-                f"{activations / of_plain:.2f}",
+                f"{above:.2f}",
+                f"{above / of_plain:.2f}",
                 f"{slower:.2f}",
             )
         )
@@ -150,7 +151,7 @@ def main() -> None:
         f"{given.rows} rows, {given.image} px, {given.tokens} tokens, {given.frames} frames, {given.precision}, "
         f"chunks of {given.chunk}"
     )
-    columns = ("size", "kernels", "arm", "peak GiB", "weights", "activations", "of plain", "time of plain")
+    columns = ("size", "kernels", "arm", "peak GiB", "weights", "above", "of plain", "time of plain")
     print(table(columns, rows))
 
 

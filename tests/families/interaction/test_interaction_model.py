@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from interaction_rows import EMBEDS, SMALL, build, changed, gradients, make, only, pick, total
+from interaction_rows import EMBEDS, SHAPE, SMALL, build, changed, gradients, make, only, pick, total
 from torch import Tensor, nn
 
 from sensorium import config as configuration
@@ -16,6 +16,8 @@ from sensorium.data.items import MODALITIES, Modality
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.interaction.config import SHAPES, ModelConfig, Shape, Size, TextConfig
 from sensorium.families.interaction.model import InteractionModel, create_model
+from sensorium.parts import attention
+from sensorium.parts.attention import look
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums in another order
 SIZES = {"tiny": 14_943_980, "small": 35_388_140, "base": 80_025_580, "large": 202_491_116}
@@ -238,6 +240,24 @@ def test_rows_may_lack_different_modalities() -> None:
     assert all(x.isfinite().all() for x in outputs.values())  # the row that has nothing, too
     found = gradients(model, {**rows, "present": present})
     assert all(gradient.isfinite().all() for gradient in found.values())
+
+
+@torch.no_grad()
+def test_no_attention_is_asked_over_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a softmax over no key gives differs between kernels: zeros, a mean or NaN."""
+    smallest, unmasked = [], []
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, chunk: int | None) -> Tensor:
+        (unmasked if mask is None else smallest).append(k.shape[2] if mask is None else int(mask.sum(dim=1).min()))
+        return look(q, k, v, mask, chunk)
+
+    monkeypatch.setattr(attention, "look", watched)
+    present = torch.tensor([[True, True, False], [False, True, True], [True, False, True], [False, False, False]])
+    build()(**make(4), present=present)
+    blocks = SHAPE.vision_blocks + SHAPE.text_blocks + SHAPE.audio_blocks + 2 * SHAPE.fusion_layers
+    assert len(smallest) == blocks - SHAPE.fusion_layers
+    assert min(smallest) > 0
+    assert unmasked == [SHAPE.latents] * SHAPE.fusion_layers  # latents among themselves
 
 
 @torch.no_grad()

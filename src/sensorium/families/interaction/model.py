@@ -116,10 +116,9 @@ class InteractionModel(nn.Module):
 
     def embed(self, modality: Modality, pooled: Tensor) -> Tensor:
         """What retrieval compares: ``[B, D] -> [B, 256]``, unit length, float32; zeros stay zeros."""
-        empty = ~pooled.any(dim=-1, keepdim=True)
-        # The length of zeros has a slope of 1 / epsilon, which is infinite in half precision, and NaN times zero.
-        x = full_precision(self.projections[modality](pooled)).masked_fill(empty, 1.0)
-        return functional.normalize(x, dim=-1).masked_fill(empty, 0.0)
+        unit = functional.normalize(full_precision(self.projections[modality](pooled)), dim=-1)
+        # Zeros stay zeros by themselves, but with a gradient of 1 / epsilon, which is infinite in half precision.
+        return unit.masked_fill(~pooled.any(dim=-1, keepdim=True), 0.0)
 
     def fuse(self, encodings: Mapping[Modality, Encoding]) -> Tensor:
         """Fused features ``[B, E]`` of one or more modalities of the same rows.
