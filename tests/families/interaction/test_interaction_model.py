@@ -356,7 +356,8 @@ def bad_inputs() -> Iterator[tuple[dict[str, Tensor], str]]:
     yield {"audio": torch.zeros(6, 8, 27)}, r"reads \[B, T, 8\]: time before bands"
     yield {"audio": torch.zeros(6, 0, 8)}, "T >= 1"
     yield {"audio": rows["audio"], "audio_mask": rows["audio_mask"][:, 1:]}, r"mask of shape \[6, 26\] for \[6, 27, 8\]"
-    yield {**rows, "images": rows["images"][:5]}, "modalities of 5 and 6 rows"
+    yield {**rows, "images": rows["images"][:5]}, "tensors of 5 and 6 rows"
+    yield {**rows, "present": torch.ones(1, 3)}, "tensors of 1 and 6 rows"
     yield {**rows, "present": torch.ones(6, 2)}, r"present has shape \[6, 2\]"
     yield {}, "at least one of images, input_ids and audio"
 

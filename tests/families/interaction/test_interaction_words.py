@@ -274,9 +274,9 @@ def test_another_tokenizer_is_refused(kind: str, folder: Path) -> None:
     assert "tokenizer=learn" in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", " \n"])
-def test_an_empty_text_is_refused(text: str) -> None:
-    with pytest.raises(DataError, match="the text is empty"):
+@pytest.mark.parametrize(("text", "message"), [("", "is empty"), (" \n", "is empty"), ("a \udc80", "surrogate pair")])
+def test_what_is_no_text_is_refused(text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         WordTokenizer(Vocabulary(tuple(WORDS)), 12).encode(text)
 
 

@@ -94,16 +94,19 @@ class WordTokenizer:
         self._tokenizer = _tokenizer(vocabulary.lowercase, vocabulary.strip_accents, numbers)
 
     def encode(self, text: str) -> tuple[list[int], bool]:
-        """Numbers of the tokens, and whether an end was cut off. Raises DataError for an empty text."""
+        """Numbers of the tokens, and whether an end was cut off. Raises DataError for an empty text, and for halves of
+        surrogate pairs, which are no characters."""
         if not text.strip():
             raise DataError("the text is empty")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise DataError("the text holds half of a surrogate pair, which is no character")
         ids = [self.first, *self._tokenizer.encode(text, add_special_tokens=False).ids, self.last]
         if len(ids) <= self.max_tokens:
             return ids, False
         return [*ids[: self.max_tokens - 1], self.last], True
 
     def batch(self, texts: Sequence[str]) -> Texts:
-        """Texts side by side, padded to the longest. Raises DataError for an empty one."""
+        """Texts side by side, padded to the longest. Raises DataError as ``encode`` does."""
         encoded = [self.encode(text) for text in texts]
         longest = max(len(ids) for ids, _ in encoded)
         ids_BL = torch.full((len(texts), longest), self.pad)
