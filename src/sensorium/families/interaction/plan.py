@@ -120,7 +120,7 @@ class TowerEncoder:
         if self.modality == "text":
             return np.asarray(self.media.tokenizer.encode(sample)[0])
         if self.modality == "image":
-            return np.asarray(middle(sample, self.media.side), np.uint8).transpose(2, 0, 1)
+            return np.asarray(middle(self.media.pictures.small(sample), self.media.side), np.uint8).transpose(2, 0, 1)
         assert self.max_seconds is not None
         frames = log_mel(sample[: round(self.max_seconds * SAMPLE_RATE)], len(self.media.mean))
         standard: np.ndarray = (frames - self.media.mean) / self.media.std

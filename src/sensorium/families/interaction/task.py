@@ -30,10 +30,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Encodings = Mapping[Modality, Encoding]
 
 
-def normalised(pixels: Tensor) -> Tensor:
+def normalised(model: InteractionModel, pixels: Tensor) -> Tensor:
     """``[B, 3, S, S]`` uint8 to what the image tower reads."""
-    mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (pixels.float() / 255 - mean) / std
+    x = pixels.to(model.vision.positions.dtype) / 255
+    mean, std = (x.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (x - mean) / std
 
 
 def encode(model: InteractionModel, batch: Mapping[str, Tensor]) -> dict[Modality, Encoding]:
@@ -43,7 +44,7 @@ def encode(model: InteractionModel, batch: Mapping[str, Tensor]) -> dict[Modalit
     if "ids" in batch:
         found["text"] = model.encode_text(batch["ids"], batch["ids_mask"], has["text"])
     if "pixels" in batch:
-        found["image"] = model.encode_image(normalised(batch["pixels"]), has["image"])
+        found["image"] = model.encode_image(normalised(model, batch["pixels"]), has["image"])
     if "mel" in batch:
         found["audio"] = model.encode_audio(batch["mel"], batch["mel_mask"], has["audio"])
     return found
@@ -109,7 +110,9 @@ class InteractionTask(nn.Module):
         found = {}
         has = dict(zip(MODALITIES, batch["has"].unbind(1), strict=True))
         if "pixels" in batch:
-            pictures = self.pretrain.picture_losses(self.model, normalised(batch["pixels"]), batch.get("labels"))
+            pictures = self.pretrain.picture_losses(
+                self.model, normalised(self.model, batch["pixels"]), batch.get("labels")
+            )
             used = has["image"] if self.pretrain.labels is None else has["image"] & batch["labels"].any(dim=1)
             found |= {"image": pictures.masked_fill(~used, 0.0), "image/used": used}
         if "mel" in batch:
