@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -91,12 +92,12 @@ def stage_of(name: str) -> Any:
 def test_stages_train_what_they_say_and_nothing_else(tmp_path: Path) -> None:
     """Weights before and after each stage of a real run."""
     config = settings.resolve(
-        FAMILY, "tiny", QUIET, {"train": {"steps": 10}, "checkpoint": {"every_steps": 1, "keep": 50}}
+        FAMILY, "tiny", QUIET, {"train": {"steps": 40}, "checkpoint": {"every_steps": 2, "keep": 50}}
     )
     loop.train(FAMILY, config, tmp_path / "run", quiet=True)
-    facts_of = checkpoint.load(checkpoint.folder_of(tmp_path / "run", 1), "interaction")
+    facts_of = checkpoint.load(checkpoint.folder_of(tmp_path / "run", 2), "interaction")
     names = set(facts_of.weights)
-    ends = {UNIMODAL: (1, 2), ALIGN: (3, 7), FULL: (8, 10)}
+    ends = {UNIMODAL: (2, 8), ALIGN: (8, 28), FULL: (28, 40)}
     sets = {}
     for stage, (first, last) in ends.items():
         before = checkpoint.load(checkpoint.folder_of(tmp_path / "run", first), "interaction").weights
@@ -105,7 +106,7 @@ def test_stages_train_what_they_say_and_nothing_else(tmp_path: Path) -> None:
         task = InteractionTask(config.model, _facts(tmp_path / "run"), 1)  # type: ignore[arg-type]
         sets[stage] = chosen = set(select(learnable(task), stage_of(stage)))
         assert moved <= chosen
-        assert len(moved) > 0.5 * len(chosen & moved | chosen)
+        assert len(moved) > 0.9 * len(chosen)
     assert sets[UNIMODAL] != sets[ALIGN] != sets[FULL]
     assert not any("text" in name for name in sets[UNIMODAL])
     assert not any("words" in name or "fusion" in name or "classifier" in name for name in sets[ALIGN])
@@ -146,12 +147,13 @@ def test_sound_learns_from_words(sources: Sources, make: Callable[..., Interacti
 
 def test_what_is_frozen_has_no_dropout(make: Callable[..., InteractionTask]) -> None:
     task = make(dropout=0.5)
-    select(learnable(task), stage_of(ALIGN))
+    parameters = learnable(task)
+    select(parameters, stage_of(ALIGN))
     task.train()
     assert not task.model.fusion.training
-    assert not task.model.vision.trunk.norm.training or task.model.vision.training
+    assert not task.model.text.words.training
     assert task.model.text.trunk.training
-    select(learnable(task), stage_of(FULL))
+    select(parameters, stage_of(FULL))
     assert task.train().model.fusion.training
 
 
@@ -178,8 +180,8 @@ def test_plain_accumulation_would_be_another_loss(sources: Sources, make: Callab
     task = make().double().train()
     task.stage = ALIGN
     batch = double(batch_of(train_source(sources), 32))
-    whole = float(task(batch).loss)
-    parts = [float(task(chunks.take(batch, rows)).loss) for rows in torch.arange(32).chunk(4)]
+    whole = float(task(batch).loss.detach())
+    parts = [float(task(chunks.take(batch, rows)).loss.detach()) for rows in torch.arange(32).chunk(4)]
     assert sum(parts) / 4 < 0.9 * whole
 
 
@@ -273,14 +275,15 @@ def test_no_test_picture_is_trained_on(sources: Sources) -> None:
 def test_targets_are_those_of_the_model_before_the_stage_and_are_encoded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = settings.resolve(
-        FAMILY, "tiny", QUIET, {"train": {"steps": 10}, "checkpoint": {"every_steps": 1, "keep": 50}}
-    )
+    config = settings.resolve(FAMILY, "tiny", QUIET, {"train": {"steps": 20}, "checkpoint": {"every_steps": 16}})
     passes: list[int] = []
     encode = plan.TowerEncoder.encode
-    monkeypatch.setattr(
-        plan.TowerEncoder, "encode", lambda self, given: (passes.append(len(given)), encode(self, given))[1]
-    )
+
+    def counted(self: Any, given: Any) -> Any:
+        passes.append(len(given))
+        return encode(self, given)
+
+    monkeypatch.setattr(plan.TowerEncoder, "encode", counted)
     held: dict[str, Any] = {}
     begin_stage = FAMILY.begin_stage
     assert begin_stage is not None
@@ -295,13 +298,15 @@ def test_targets_are_those_of_the_model_before_the_stage_and_are_encoded_once(
     example = source.example(5, 1)
     sample = source.samples[5]
     picture = plan.middle(source.media.pictures.load(sample.image, source.media.keys[sample.image]), source.media.side)
-    pixels = torch.from_numpy(__import__("numpy").asarray(picture).transpose(2, 0, 1).copy())[None]
+    pixels = torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())[None]
     with torch.no_grad():
-        live = task.eval().model.embed("image", task.model.encode_image(module.normalised(pixels)).pooled)[0]
+        live = task.eval().model.embed("image", task.model.encode_image(module.normalised(task.model, pixels)).pooled)[
+            0
+        ]
     torch.testing.assert_close(torch.from_numpy(example["target_image"]), live, atol=2e-3, rtol=0)  # kept in float16
     assert task.target_means.keys() == set(MODALITIES)
     passes.clear()
-    checkpoint.drop(checkpoint.folder_of(tmp_path / "run", 10))
+    checkpoint.drop(checkpoint.folder_of(tmp_path / "run", 20))
     (tmp_path / "run/summary.json").unlink()
     loop.train(FAMILY, config, tmp_path / "run", resume=True, quiet=True)
     assert passes == []
