@@ -160,6 +160,8 @@ def read(family: Family, folder: Path) -> Loaded:
     Every value and every weight is proven. Raises CheckpointError naming what is missing, damaged or foreign.
     """
     content = read_config(folder)
+    if content["family"] != family.name:
+        raise CheckpointError(f"{folder / CONFIG}: of family {content['family']!r}, not {family.name!r}")
     if not (folder / WEIGHTS).is_file():
         what = f"an export of format {content['export']!r}; its {CARD} says how to use it"
         raise CheckpointError(f"{folder}: {WEIGHTS} is missing" + (f": {what}" if content["export"] != "hf" else ""))

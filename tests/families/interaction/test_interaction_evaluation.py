@@ -124,7 +124,7 @@ def test_the_match_head_sees_the_query_and_the_item(source: EvalSource, task: In
         for place, picture in enumerate(pictures):
             batch = source.together(texts, [picture])
             expected = task.model(
-                images=normalised(batch["pixels"]), input_ids=batch["ids"], attention_mask=batch["ids_mask"]
+                images=normalised(task.model, batch["pixels"]), input_ids=batch["ids"], attention_mask=batch["ids_mask"]
             )
             torch.testing.assert_close(found[place : place + 1], expected["match_logits"], rtol=1e-5, atol=1e-5)
     assert len(set(found.tolist())) == 5
@@ -252,7 +252,9 @@ def test_labels_are_judged_from_pictures_and_with_their_first_text(source: EvalS
             batch = source.together([picture], [text])
             words = {"input_ids": batch["ids"], "attention_mask": batch["ids_mask"]} if with_text else {}
             with torch.no_grad():
-                logits.append(task.model(images=normalised(batch["pixels"]), **words)["logits"][0, : len(task.labels)])
+                logits.append(
+                    task.model(images=normalised(task.model, batch["pixels"]), **words)["logits"][0, : len(task.labels)]
+                )
         expected = mean_average_precision(torch.stack(logits).numpy(), right)
         assert line[2:] == pytest.approx((expected.mean_precision, expected.chance, 48, 18))
     assert table.rows[0][2] != table.rows[1][2]

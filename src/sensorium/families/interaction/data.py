@@ -137,7 +137,7 @@ class TrainSource:
         self.targets: Mapping[Modality, features.FeatureSource] = {}
         keys = media.keys
         lines = (
-            f"{s.set} {s.group} {[keys[path] for path in (s.image, s.audio) if path]} {json.dumps(s.captions)} {s.labels}"
+            json.dumps([s.set, s.group, [keys[path] for path in (s.image, s.audio) if path], s.captions, s.labels])
             for s in samples
         )
         words = json.dumps(media.tokenizer.vocabulary.values())
@@ -191,7 +191,7 @@ class TrainSource:
 @dataclass(eq=False)
 class EvalSource:
     """Texts, pictures and recordings one by one, and what they belong to. ``names``: of the sets; ``notes``: what is
-    missing of them, for the tables."""
+    missing of them, for the tables; ``label_names``: those that training knows."""
 
     rows: Sequence[Row]
     media: Media
@@ -199,6 +199,7 @@ class EvalSource:
     notes: Sequence[str] = ()
     groups: np.ndarray | None = None
     mix: Mix | None = None
+    label_names: Sequence[str] = ()
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -218,7 +219,8 @@ class EvalSource:
         if isinstance(row.content, str):
             return {"ids": self.media.tokenizer.encode(row.content)[0]}
         if row.modality == "image":
-            return {"pixels": self.media.picture(row.content, None)}
+            labels = {"labels": np.isin(self.label_names, row.labels)} if self.label_names else {}
+            return {"pixels": self.media.picture(row.content, None), **labels}
         return {"mel": self.media.sound(row.content, None)}
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:

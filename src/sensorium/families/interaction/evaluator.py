@@ -97,8 +97,8 @@ class InteractionEvaluator:
 
     @torch.no_grad()
     def _loss(self, collected: Mapping[str, Tensor], source: EvalSource, task: InteractionTask) -> float:
-        """Of the first stage the towers' own, of the others the contrastive one, over ``evaluate.batch_size`` true
-        pairs at a time."""
+        """Of the first stage the towers' own, of the others the contrastive one, ``evaluate.batch_size`` pairs at a
+        time."""
         if task.stage == UNIMODAL:
             kinds = [
                 collected["own"][[row.modality == m for row in source.rows]].mean()

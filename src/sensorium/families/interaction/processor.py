@@ -23,7 +23,7 @@ from sensorium.data.media import load_audio
 from sensorium.data.pictures import Pictures
 from sensorium.errors import DataError
 from sensorium.families.interaction.data import RESIZE, collate, middle
-from sensorium.families.interaction.task import normalised
+from sensorium.families.interaction.task import IMAGENET_MEAN, IMAGENET_STD
 from sensorium.families.interaction.words import WordTokenizer
 from sensorium.parts.mel import LogMel
 
@@ -64,7 +64,8 @@ class Processor:
             raise DataError(f"give as many images, texts and audio, at least one of one of them (found {found})")
         inputs: dict[str, Tensor] = {}
         if images is not None:
-            inputs["images"] = normalised(self.batch("image", images)["pixels"])
+            mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+            inputs["images"] = (self.batch("image", images)["pixels"] / 255 - mean) / std
         if texts is not None:
             batch = self.batch("text", texts)
             inputs |= {"input_ids": batch["ids"], "attention_mask": batch["ids_mask"]}
