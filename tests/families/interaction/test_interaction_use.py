@@ -31,9 +31,11 @@ FAMILY = families.load("interaction")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
+    shapes = {"reader": "synthetic", "root": str(tmp_path_factory.mktemp("shapes"))}
+    cache = str(tmp_path_factory.mktemp("features"))
     changes = {
-        "data": {"cache": str(tmp_path_factory.mktemp("features")), "validation_groups": 4},
-        "train": {"steps": 100, "batch_size": 32},
+        "data": {"sets": {"shapes": shapes}, "cache": cache, "validation_groups": 4},
+        "train": {"steps": 60, "batch_size": 32},
         "optim": {"lr": 3e-3},
     }
     loop.train(FAMILY, settings.resolve(FAMILY, "tiny", changes), folder, quiet=True)
@@ -204,7 +206,7 @@ def test_a_damaged_file_is_refused(model: Searcher, tmp_path: Path) -> None:
     refused("damaged at vocabulary", vocabulary=None)
     refused("damaged at mel.seconds", mel={**whole["mel"], "seconds": -1.0})
     refused("damaged; .*do not fit its model", mel={**whole["mel"], "mean": [0.0]})
-    refused("damaged", model={**whole["model"], "patch": 7})
+    refused("damaged; .*must be a multiple", model={**whole["model"], "patch": 7})
     refused("its weights do not fit its model", model_state_dict={**weights, "more": torch.zeros(1)})
     refused("its weights do not fit its model", model={**whole["model"], "embedding": 64})
     refused("its checksum differs", model_state_dict={**weights, first: weights[first] + 1})

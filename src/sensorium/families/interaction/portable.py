@@ -134,7 +134,7 @@ def _model(path: Path, values: Values, weights: Mapping[str, Tensor]) -> Interac
     try:
         config = configuration.build(ModelConfig, values.model)
     except ConfigError as error:
-        raise CheckpointError(f"{path}: damaged; {error}") from None
+        raise CheckpointError(f"{path}: damaged; model {str(error).splitlines()[-1].strip()}") from None
     sizes = [len(values.mel.mean), len(values.mel.std), len(values.labels), len(values.vocabulary.get("words", ""))]
     most = [config.mel_bands, config.mel_bands, config.num_classes, config.vocab]
     if sizes[:2] != most[:2] or any(size > limit for size, limit in zip(sizes, most, strict=True)):
