@@ -246,14 +246,17 @@ def test_chunks_keep_no_scores_for_the_backward_pass() -> None:
     """Kept, the scores of all chunks would fill as much memory as those of none."""
 
     def kept(chunk: int | None) -> int:
-        sizes = []
-        q = draw(1, 1, 12, 4).requires_grad_()
-        with (
-            sdpa_kernel(SDPBackend.MATH),
-            torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x),
-        ):
-            look(q, q, q, None, chunk)
-        return max(sizes)
+        storages: dict[int, int] = {}
 
-    assert kept(None) == 12 * 12
-    assert kept(3) == 12 * 4
+        def note(x: Tensor) -> Tensor:
+            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes() // 4
+            return x
+
+        q = draw(1, 1, 64, 4).requires_grad_()
+        with sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            found = look(q, q, q, None, chunk)
+        assert found.requires_grad
+        return sum(storages.values())
+
+    assert kept(None) >= 64 * 64
+    assert kept(8) == 64 * 4  # the queries, keys and values themselves

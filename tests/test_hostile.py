@@ -457,6 +457,7 @@ def test_an_export_that_describes_another_model_is_refused(tmp_path: Path, run: 
         ({**right, "facts": 5}, "another kind: facts"),
         ({**right, "model": None}, "another kind: model"),
         ({key: value for key, value in right.items() if key != "digest"}, "another kind: digest"),
+        ({**right, "family": ""}, "of family '', not 'toy'"),
         ({**right, "model": {"width": 2048}}, "does not fit the model of this configuration"),
     ):
         exported.write_config(tmp_path, content)

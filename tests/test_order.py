@@ -135,8 +135,9 @@ def test_stage_spans() -> None:
     stages = (Stage("a", 0.2), Stage("b", 0.5), Stage("c", 0.3))
     assert [(s.first, s.end) for s in spans(stages, 10)] == [(0, 2), (2, 7), (7, 10)]
     assert [(s.first, s.end) for s in spans(stages, 30, [2, 7, 10])] == [(0, 2), (2, 7), (7, 30)]
-    with pytest.raises(ConfigError, match="too few"):
-        spans(stages, 1)
+    assert [(s.first, s.end) for s in spans(stages, 1)] == [(0, 0), (0, 1), (1, 1)]
+    with pytest.raises(ConfigError, match="5 steps end before the last stage, 'c', begins at step 7"):
+        spans(stages, 5, [2, 7, 10])
     with pytest.raises(ConfigError, match="sum to 1"):
         spans(stages[:2], 10)
 

@@ -302,6 +302,13 @@ def test_constant_and_single_values_can_be_drawn() -> None:
         assert figure.count("<circle") == len(points)
 
 
+def test_absurd_values_are_left_out_as_nan_is() -> None:
+    """The differences between such values are infinite."""
+    figure = draw(Chart("x", (Line("x", [(1, 1.0), (2, 1.7e308), (3, -1.7e308), (4, 2.0)], dots=True),)))
+    assert figure.count("<circle") == 2
+    assert draw(Chart("x", (Line("x", [(1, 1.7e308)]),))) == ""
+
+
 def test_smooth_follows_a_constant_and_skips_nan() -> None:
     assert [value for _, value in smooth([(i, 2.0) for i in range(100)])[0]] == pytest.approx([2.0] * 100)
     assert smooth([(1, math.nan), (2, 4.0)])[0] == [(2, 4.0)]

@@ -12,6 +12,7 @@ besides what makes texts, pictures and recordings ready for it.
 from __future__ import annotations
 
 from sensorium.families.interaction.model import InteractionModel, create_model
-from sensorium.families.interaction.portable import Processor, load_model
+from sensorium.families.interaction.processor import Processor
+from sensorium.families.interaction.use import load_model
 
 __all__ = ["InteractionModel", "Processor", "create_model", "load_model"]

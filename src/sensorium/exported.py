@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,27 @@ def results(loaded: Loaded) -> Iterator[Result]:
             yield result
 
 
+def results_text(loaded: Loaded) -> str:
+    """Markdown: every metric that has a chance level, of every split that this checkpoint was evaluated on."""
+    found = []
+    for result in results(loaded):
+        metrics = result.evaluation.metrics
+        rows = [
+            (name, f"{value:.2f}", f"{metrics[f'chance/{name}']:.2f}")
+            for name, value in metrics.items()
+            if f"chance/{name}" in metrics
+        ]
+        found.append(f"Split `{result.split}`:\n\n" + table(("metric", "value", "chance"), rows))
+    return "\n\n".join(found) or "This checkpoint was not evaluated; `sensorium evaluate RUN` does it."
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Markdown."""
+    columns = list(columns)
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def is_export(folder: Path) -> bool:
     """Whether the folder looks like an export: it has a ``config.json`` and is no run."""
     return (folder / CONFIG).is_file() and not (folder / "config.yaml").exists()
@@ -139,6 +160,8 @@ def read(family: Family, folder: Path) -> Loaded:
     Every value and every weight is proven. Raises CheckpointError naming what is missing, damaged or foreign.
     """
     content = read_config(folder)
+    if content["family"] != family.name:
+        raise CheckpointError(f"{folder / CONFIG}: of family {content['family']!r}, not {family.name!r}")
     if not (folder / WEIGHTS).is_file():
         what = f"an export of format {content['export']!r}; its {CARD} says how to use it"
         raise CheckpointError(f"{folder}: {WEIGHTS} is missing" + (f": {what}" if content["export"] != "hf" else ""))

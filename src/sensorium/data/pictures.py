@@ -37,17 +37,25 @@ class Pictures:
                 return load_image(copy)
             except DataError:  # damaged: it is written anew
                 pass
-        picture = load_image(path)
+        picture, packed = self._packed(load_image(path))
+        if packed is not None and copy is not None:
+            self._keep(copy, packed)
+        return picture
+
+    def small(self, picture: Image.Image) -> Image.Image:
+        """What ``load`` gives of a picture that is already decoded."""
+        return self._packed(picture)[0]
+
+    def _packed(self, picture: Image.Image) -> tuple[Image.Image, bytes | None]:
+        """The picture as it is looked at, and the JPEG that it then comes from."""
         if min(picture.size) <= self.side * _LARGE:
-            return picture
+            return picture, None
         scale = self.side / min(picture.size)
         size = (max(self.side, round(picture.width * scale)), max(self.side, round(picture.height * scale)))
         packed = io.BytesIO()
         picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0).save(packed, "JPEG", quality=QUALITY)
-        if copy is not None:
-            self._keep(copy, packed.getvalue())
         with Image.open(io.BytesIO(packed.getvalue())) as small:
-            return small.convert("RGB")
+            return small.convert("RGB"), packed.getvalue()
 
     def _keep(self, copy: Path, data: bytes) -> None:
         try:

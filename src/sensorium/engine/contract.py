@@ -77,12 +77,14 @@ class Sources:
     """The splits of a run. ``test`` and ``val`` may be None; an empty split is a DataError.
 
     ``stages``: by name, what a stage trains on instead of ``train``. Epochs are those of ``train`` throughout.
+    ``shared``: whatever of the data the family wants to have at hand when a stage begins.
     """
 
     train: Source
     val: Source | None = None
     test: Source | None = None
     stages: Mapping[str, Source] = field(default_factory=dict)
+    shared: Any = None
 
 
 def _nothing(*_: object) -> None:
@@ -132,12 +134,12 @@ class Stage:
 class Begin:
     """What a family is told when a stage begins, or when a run is resumed within it.
 
-    ``source``: what the stage trains on. ``weights()``: those of the task when the stage began, by name, on the CPU.
+    ``shared``: as in ``Sources``. ``weights()``: those of the task when the stage began, by name, on the CPU.
     """
 
     stage: Stage
     config: RunConfig
-    source: Source
+    shared: Any
     host: Host
     weights: Callable[[], Mapping[str, Tensor]]
 

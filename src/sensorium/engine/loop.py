@@ -157,7 +157,9 @@ def _train(job: _Job) -> Evaluation | None:
         _announce(run, listener)
         begun = time.monotonic()
         for span in plan:
-            if progress.step < span.end:
+            if span.first == span.end:
+                say(f"Stage {span.stage.name}: no step, for the whole run has {clock.total}")
+            elif progress.step < span.end:
                 _run_stage(run, span)
         timings["train"] = time.monotonic() - begun
     return _finish(run, timings, say, stop)
@@ -239,7 +241,7 @@ def _begin_stage(run: Run, span: Span) -> Source:
                 return {name: tensor.cpu() for name, tensor in weights_of(run.task, run.parameters).items()}
             return checkpoint.load(checkpoint.folder_of(run.folder, span.first), run.family.name).weights
 
-        run.family.begin_stage(run.task, Begin(span.stage, run.config, source, run.host, weights))
+        run.family.begin_stage(run.task, Begin(span.stage, run.config, run.sources.shared, run.host, weights))
     return source
 
 

@@ -17,6 +17,7 @@ from sensorium.engine.report_data import Curve, shown_number
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 44, 352, 10, 176
 MOST_POINTS = 300
+_LARGEST = 1e290
 COLOURS = 8  # .s0 … .s7 in report.css; each has its own dash as well
 
 
@@ -56,9 +57,14 @@ class _Frame:
         return BOTTOM - (value - self.low) / (self.high - self.low) * (BOTTOM - TOP)
 
 
+def drawable(value: float) -> bool:
+    """Not NaN, not infinite, and not so large that sums and differences would be."""
+    return abs(value) < _LARGEST
+
+
 def smooth(points: Curve) -> tuple[Curve, int]:
     """Centred running mean of the finite values, and how many of them each mean is over."""
-    finite = [point for point in points if math.isfinite(point[1])]
+    finite = [point for point in points if drawable(point[1])]
     half = len(finite) // 80
     sums = [0.0, *accumulate(value for _, value in finite)]
     result = []
@@ -80,7 +86,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 def draw(chart: Chart) -> str:
     """A ``<figure>`` with caption, plot and legend; an empty string when no line has a finite value."""
-    lines = [line for line in chart.lines if any(math.isfinite(value) for _, value in line.points)]
+    lines = [line for line in chart.lines if any(drawable(value) for _, value in line.points)]
     if not lines:
         return ""
     frame, outside = _frame(lines)
@@ -108,8 +114,8 @@ def draw(chart: Chart) -> str:
 def _frame(lines: Sequence[Line]) -> tuple[_Frame, int]:
     """The frame, and how many raw values stick out of it: single spikes must not flatten the curve."""
     steps = [step for line in lines for step, _ in line.points]
-    values = [v for line in lines if not line.faint for _, v in line.points if math.isfinite(v)]
-    raw = sorted(v for line in lines if line.faint for _, v in line.points if math.isfinite(v))
+    values = [v for line in lines if not line.faint for _, v in line.points if drawable(v)]
+    raw = sorted(v for line in lines if line.faint for _, v in line.points if drawable(v))
     values += raw[len(raw) // 100 : len(raw) - len(raw) // 100]
     low, high = min(values), max(values)
     if 0 < low < 0.35 * high:  # near enough to zero to show it
@@ -131,7 +137,7 @@ def _thin(points: Curve) -> Curve:
     size = math.ceil(2 * len(points) / MOST_POINTS)
     kept: Curve = []
     for start in range(0, len(points), size):
-        bucket = [point for point in points[start : start + size] if math.isfinite(point[1])]
+        bucket = [point for point in points[start : start + size] if drawable(point[1])]
         if bucket:
             kept += sorted({min(bucket, key=lambda p: p[1]), max(bucket, key=lambda p: p[1])})
     return [*kept, points[-1]] if kept and kept[-1] != points[-1] else kept
@@ -141,7 +147,7 @@ def _runs(points: Curve) -> Iterator[Curve]:
     """Stretches of finite values: a curve is broken where it is not finite."""
     run: Curve = []
     for point in points:
-        if math.isfinite(point[1]):
+        if drawable(point[1]):
             run.append(point)
         elif run:
             yield run
@@ -224,7 +230,7 @@ def _spoken(title: str, lines: Sequence[Line]) -> str:
     """The chart in words, for those who cannot see it."""
     sentences = []
     for line in lines:
-        finite = [value for _, value in line.points if math.isfinite(value)]
+        finite = [value for _, value in line.points if drawable(value)]
         sentences.append(
             f"{line.label}: from {shown_number(finite[0])} at step {line.points[0][0]} to {shown_number(finite[-1])} "
             f"at step {line.points[-1][0]}, between {shown_number(min(finite))} and {shown_number(max(finite))}"
@@ -236,7 +242,7 @@ def _data(lines: Sequence[Line]) -> str:
     """What the pointer's read-out shows: label, steps and values of each line."""
     rows = []
     for line in lines:
-        points = [(step, value) for step, value in _thin(line.points) if math.isfinite(value)]
+        points = [(step, value) for step, value in _thin(line.points) if drawable(value)]
         values = [float(f"{value:.5g}") for _, value in points]
         rows.append({"label": line.label, "steps": [step for step, _ in points], "values": values})
     return json.dumps(rows, separators=(",", ":"), ensure_ascii=False)

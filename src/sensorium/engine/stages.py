@@ -22,7 +22,10 @@ class Span:
 
 
 def spans(stages: Sequence[Stage], total: int, stored_ends: Sequence[int] = ()) -> list[Span]:
-    """Divide ``total`` steps by the stages' shares. A longer run keeps ``stored_ends`` of all stages but the last."""
+    """Divide ``total`` steps by the stages' shares. A longer run keeps ``stored_ends`` of all stages but the last.
+
+    In a run of few steps a stage may have none (``first`` is then ``end``).
+    """
     if abs(sum(stage.share for stage in stages) - 1.0) > 1e-6:
         raise ConfigError(f"the shares of the stages sum to {sum(s.share for s in stages):g}; they must sum to 1")
     if stored_ends:
@@ -31,8 +34,8 @@ def spans(stages: Sequence[Stage], total: int, stored_ends: Sequence[int] = ()) 
         shares = [sum(s.share for s in stages[: i + 1]) for i in range(len(stages))]
         ends = [round(total * share) for share in shares[:-1]] + [total]
     firsts = [0, *ends[:-1]]
-    if any(end <= first for first, end in zip(firsts, ends, strict=True)):
-        raise ConfigError(f"{total} steps are too few for {len(stages)} stages ({', '.join(s.name for s in stages)})")
+    if any(end < first for first, end in zip(firsts, ends, strict=True)):
+        raise ConfigError(f"{total} steps end before the last stage, {stages[-1].name!r}, begins at step {firsts[-1]}")
     return [Span(*parts) for parts in zip(stages, firsts, ends, strict=True)]
 
 

@@ -102,7 +102,9 @@ def reconstruction(guesses: Mapping[Modality, Tensor], targets: Vectors, means: 
         torch.zeros_like(some[0], dtype=torch.float),
     )
     for modality, guess in guesses.items():
-        target = full_precision(targets[modality]).detach() - means[modality].to(guess.device)
+        target = full_precision(targets[modality]).detach()
+        if modality in means:
+            target = target - means[modality].to(target.device)
         used = has[modality] & (some.sum(dim=0) > 1)
         losses = 1 - functional.cosine_similarity(full_precision(guess), target, dim=1)
         total, count = total + losses.masked_fill(~used, 0.0), count + used

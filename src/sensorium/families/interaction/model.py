@@ -11,7 +11,7 @@ features are for classification, matching and re-ranking, never for search.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -73,8 +73,7 @@ class InteractionModel(nn.Module):
         ``vision_embeds``, ``text_embeds``, ``audio_embeds`` ``[B, 256]``: unit length, float32; None for a modality
         that is None, zeros for rows that lack it. Raises DataError for shapes that the model does not read.
         """
-        if present is not None and (present.ndim != 2 or present.shape[1] != len(MODALITIES)):
-            raise DataError(f"present has shape {shown(present)}; expected is [B, 3]: {', '.join(MODALITIES)}")
+        _check_rows([images, input_ids, audio], present)
         has = {m: None if present is None else present[:, i].bool() for i, m in enumerate(MODALITIES)}
         encodings: dict[Modality, Encoding] = {}
         if input_ids is not None:
@@ -83,11 +82,6 @@ class InteractionModel(nn.Module):
             encodings["image"] = self.encode_image(images, has["image"])
         if audio is not None:
             encodings["audio"] = self.encode_audio(audio, audio_mask, has["audio"])
-        if not encodings:
-            raise DataError("nothing to look at; give at least one of images, input_ids and audio")
-        rows = sorted({len(encoding.mask) for encoding in encodings.values()})
-        if len(rows) > 1:
-            raise DataError(f"modalities of {' and '.join(map(str, rows))} rows; all of a batch have as many")
         fused = self.fuse(encodings)
         embeds = {name: self.embed(m, encodings[m].pooled) if m in encodings else None for m, name in _OUTPUTS.items()}
         return {
@@ -116,10 +110,9 @@ class InteractionModel(nn.Module):
 
     def embed(self, modality: Modality, pooled: Tensor) -> Tensor:
         """What retrieval compares: ``[B, D] -> [B, 256]``, unit length, float32; zeros stay zeros."""
-        empty = ~pooled.any(dim=-1, keepdim=True)
-        # The length of zeros has a slope of 1 / epsilon, which is infinite in half precision, and NaN times zero.
-        x = full_precision(self.projections[modality](pooled)).masked_fill(empty, 1.0)
-        return functional.normalize(x, dim=-1).masked_fill(empty, 0.0)
+        unit = functional.normalize(full_precision(self.projections[modality](pooled)), dim=-1)
+        # Zeros stay zeros by themselves, but with a gradient of 1 / epsilon, which is infinite in half precision.
+        return unit.masked_fill(~pooled.any(dim=-1, keepdim=True), 0.0)
 
     def fuse(self, encodings: Mapping[Modality, Encoding]) -> Tensor:
         """Fused features ``[B, E]`` of one or more modalities of the same rows.
@@ -132,6 +125,18 @@ class InteractionModel(nn.Module):
         """``[B, D]`` of the fusion to fused features ``[B, E]``."""
         result: Tensor = self.widen(latents_BD)
         return result
+
+
+def _check_rows(modalities: Sequence[Tensor | None], present: Tensor | None) -> None:
+    """Raises DataError where there is nothing, or where numbers of rows differ."""
+    given = [x for x in modalities if x is not None]
+    if not given:
+        raise DataError("nothing to look at; give at least one of images, input_ids and audio")
+    if present is not None and (present.ndim != 2 or present.shape[1] != len(MODALITIES)):
+        raise DataError(f"present has shape {shown(present)}; expected is [B, 3]: {', '.join(MODALITIES)}")
+    rows = sorted({len(x) for x in (*given, *([] if present is None else [present]))})
+    if len(rows) > 1:
+        raise DataError(f"tensors of {' and '.join(map(str, rows))} rows; all of a batch have as many")
 
 
 def _mask(values: Tensor, mask: Tensor | None, present: Tensor | None) -> Tensor:

@@ -74,14 +74,14 @@ def layer_scales(depths: Mapping[str, int], decay: float) -> dict[str, float]:
 def begin_stage(task: nn.Module, begin: Begin) -> None:
     """Tell the task its objective, and give the last stage its targets."""
     assert isinstance(task, InteractionTask)
-    assert isinstance(begin.source, TrainSource)
+    assert isinstance(begin.shared, TrainSource)
     task.stage = begin.stage.name
     if begin.stage.name != FULL or not task.config.weights.recon:
         return
     model = InteractionModel(task.config)
     weights = {name.removeprefix("model."): tensor for name, tensor in begin.weights().items()}
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    begin.source.targets, task.target_means = _targets(begin, model, begin.source)
+    begin.shared.targets, task.target_means = _targets(begin, model, begin.shared)
 
 
 class TowerEncoder:
@@ -120,7 +120,7 @@ class TowerEncoder:
         if self.modality == "text":
             return np.asarray(self.media.tokenizer.encode(sample)[0])
         if self.modality == "image":
-            return np.asarray(middle(sample, self.media.side), np.uint8).transpose(2, 0, 1)
+            return np.asarray(middle(self.media.pictures.small(sample), self.media.side), np.uint8).transpose(2, 0, 1)
         assert self.max_seconds is not None
         frames = log_mel(sample[: round(self.max_seconds * SAMPLE_RATE)], len(self.media.mean))
         standard: np.ndarray = (frames - self.media.mean) / self.media.std

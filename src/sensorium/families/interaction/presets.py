@@ -43,6 +43,33 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "checkpoint": _BEST_BY_R_SUM,
         "loader": {"workers": 4},
     },
+    # Minutes on two CPU cores, a few thousand pictures: what the demonstration trains.
+    "small": {
+        "model": {
+            "size": "custom",
+            "shape": {
+                "width": 128,
+                "heads": 4,
+                "vision_blocks": 3,
+                "text_blocks": 2,
+                "audio_blocks": 2,
+                "fusion_layers": 1,
+                "word_width": 128,
+                "latents": 8,
+            },
+            "image_size": 64,
+            "patch": 8,
+            "max_tokens": 32,
+            "mel_bands": 40,
+            "embedding": 128,
+            "text": {"word_vectors": "package:minilm"},
+        },
+        "data": {"sets": {"emoji": {"reader": "emoji"}}, "audio_max_seconds": 4.0, "audio_crop_frames": 200},
+        "train": {"epochs": 12, "batch_size": 64},
+        "optim": {"lr": 1e-3, "weight_decay": 0.05},
+        "schedule": {"name": "cosine", "warmup_steps": 100, "warmup_fraction": 0.05, "final_fraction": 0.01},
+        "checkpoint": _BEST_BY_R_SUM,
+    },
     # Seconds: what the tests of every family run.
     "tiny": {
         "model": {
@@ -64,6 +91,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "mel_bands": 16,
             "embedding": 32,
             "num_classes": 20,
+            "dropout": 0.0,
             "text": _WITHOUT_HUB,
         },
         "data": {"sets": {"shapes": {"reader": "synthetic"}}, "audio_crop_frames": 64},

@@ -20,7 +20,7 @@ from sensorium.families.interaction.config import ModelConfig
 from sensorium.families.interaction.losses import PerRow, Projected
 from sensorium.families.interaction.model import InteractionModel
 from sensorium.families.interaction.pretrain import Pretraining
-from sensorium.families.interaction.sources import FULL, UNIMODAL
+from sensorium.families.interaction.sources import ALIGN, UNIMODAL
 from sensorium.families.interaction.towers import Encoding
 from sensorium.parts.attention import init_weights
 from sensorium.parts.chunks import Rows, in_chunks, take
@@ -30,10 +30,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Encodings = Mapping[Modality, Encoding]
 
 
-def normalised(pixels: Tensor) -> Tensor:
+def normalised(model: InteractionModel, pixels: Tensor) -> Tensor:
     """``[B, 3, S, S]`` uint8 to what the image tower reads."""
-    mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (pixels.float() / 255 - mean) / std
+    x = pixels.to(model.vision.positions.dtype) / 255
+    mean, std = (x.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (x - mean) / std
 
 
 def encode(model: InteractionModel, batch: Mapping[str, Tensor]) -> dict[Modality, Encoding]:
@@ -43,7 +44,7 @@ def encode(model: InteractionModel, batch: Mapping[str, Tensor]) -> dict[Modalit
     if "ids" in batch:
         found["text"] = model.encode_text(batch["ids"], batch["ids_mask"], has["text"])
     if "pixels" in batch:
-        found["image"] = model.encode_image(normalised(batch["pixels"]), has["image"])
+        found["image"] = model.encode_image(normalised(model, batch["pixels"]), has["image"])
     if "mel" in batch:
         found["audio"] = model.encode_audio(batch["mel"], batch["mel_mask"], has["audio"])
     return found
@@ -55,11 +56,13 @@ def embed(model: InteractionModel, batch: Mapping[str, Tensor]) -> dict[Modality
 
 
 class InteractionTask(nn.Module):
-    """``stage``: whose objective ``forward`` has. ``target_means``: of the last stage's targets, by modality."""
+    """``stage``: whose objective ``forward`` has; None, before a stage has begun: all of them, with the present
+    embeddings for targets. ``target_means``: of the last stage's targets, by modality."""
 
     def __init__(self, config: ModelConfig, facts: Mapping[str, Any], chunks: int) -> None:
         super().__init__()
-        self.config, self.chunks, self.stage = config, chunks, FULL
+        self.config, self.chunks = config, chunks
+        self.stage: str | None = None
         self.labels: tuple[str, ...] = tuple(facts["labels"])
         self.target_means: dict[Modality, Tensor] = {}
         self.model = InteractionModel(config)
@@ -79,8 +82,14 @@ class InteractionTask(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """The stage's loss. Raises DataError for a batch that has nothing to learn from."""
-        logs = self._unimodal(batch) if self.stage == UNIMODAL else self._aligned(batch)
-        loss = logs.pop("loss")
+        logs: dict[str, Tensor] = {}
+        loss = torch.zeros((), device=batch["has"].device)
+        if self.stage in (UNIMODAL, None):
+            logs |= self._unimodal(batch)
+            loss = loss + logs.pop("loss")
+        if self.stage != UNIMODAL:
+            logs |= self._aligned(batch)
+            loss = loss + logs.pop("loss")
         return Output(loss, {name: value.detach() for name, value in logs.items()}, float(len(batch["has"])))
 
     def _unimodal(self, batch: Batch) -> dict[str, Tensor]:
@@ -101,7 +110,9 @@ class InteractionTask(nn.Module):
         found = {}
         has = dict(zip(MODALITIES, batch["has"].unbind(1), strict=True))
         if "pixels" in batch:
-            pictures = self.pretrain.picture_losses(self.model, normalised(batch["pixels"]), batch.get("labels"))
+            pictures = self.pretrain.picture_losses(
+                self.model, normalised(self.model, batch["pixels"]), batch.get("labels")
+            )
             used = has["image"] if self.pretrain.labels is None else has["image"] & batch["labels"].any(dim=1)
             found |= {"image": pictures.masked_fill(~used, 0.0), "image/used": used}
         if "mel" in batch:
@@ -148,7 +159,7 @@ class InteractionTask(nn.Module):
         encodings = encode(self.model, batch)
         z = {m: self.model.embed(m, encoding.pooled) for m, encoding in encodings.items()}
         found: dict[str, Tensor] = {**z}
-        if self.stage != FULL:
+        if self.stage == ALIGN:
             return found
         has = {m: batch["has"][:, i] for i, m in enumerate(MODALITIES) if m in z}
         keys = self.model.fusion.keys(encodings)
@@ -160,11 +171,10 @@ class InteractionTask(nn.Module):
                 return self.model.match(self._read(keys, has, rows)).squeeze(1)
 
             more["match"] = losses.matching(z, has, batch["group"], judge, sample=self.training)
-        if weights.recon and self.target_means and any(name.startswith("target_") for name in batch):
-            told = {m: batch[f"target_{m}"] for m in z if f"target_{m}" in batch}
-            if len(z) > 1:
-                guesses = {m: self.recon[m](self._read(keys, has, dict.fromkeys(set(z) - {m}))) for m in told}
-                more["recon"] = losses.reconstruction(guesses, told, self.target_means, has)
+        if weights.recon and len(z) > 1:
+            told = {m: z[m] if self.stage is None else batch[f"target_{m}"] for m in z}
+            guesses = {m: self.recon[m](self._read(keys, has, dict.fromkeys(set(z) - {m}))) for m in told}
+            more["recon"] = losses.reconstruction(guesses, told, self.target_means, has)
         if weights.classify and self.labels and "labels" in batch:
             more["classify"] = losses.classification(
                 self.model.classifier(self._read(keys, has, dict.fromkeys(z))), batch["labels"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,16 +94,19 @@ class WordTokenizer:
         self._tokenizer = _tokenizer(vocabulary.lowercase, vocabulary.strip_accents, numbers)
 
     def encode(self, text: str) -> tuple[list[int], bool]:
-        """Numbers of the tokens, and whether an end was cut off. Raises DataError for an empty text."""
+        """Numbers of the tokens, and whether an end was cut off. Raises DataError for an empty text, and for halves of
+        surrogate pairs, which are no characters."""
         if not text.strip():
             raise DataError("the text is empty")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise DataError("the text holds half of a surrogate pair, which is no character")
         ids = [self.first, *self._tokenizer.encode(text, add_special_tokens=False).ids, self.last]
         if len(ids) <= self.max_tokens:
             return ids, False
         return [*ids[: self.max_tokens - 1], self.last], True
 
     def batch(self, texts: Sequence[str]) -> Texts:
-        """Texts side by side, padded to the longest. Raises DataError for an empty one."""
+        """Texts side by side, padded to the longest. Raises DataError as ``encode`` does."""
         encoded = [self.encode(text) for text in texts]
         longest = max(len(ids) for ids, _ in encoded)
         ids_BL = torch.full((len(texts), longest), self.pad)
@@ -195,7 +199,7 @@ def read_vectors(folder: Path, rows: int) -> Tensor:
             break
     if vectors is None:
         raise ConfigError(f"{folder} has no weights *.safetensors or *.bin that hold {_TABLE}. {_ADVICE}")
-    if vectors.ndim != 2 or len(vectors) != rows:
+    if vectors.ndim != 2 or len(vectors) != rows or not vectors.is_floating_point():
         raise ConfigError(
             f"{folder} has word vectors of shape {list(vectors.shape)}; the table has model.vocab = {rows:,} rows. "
             "Set model.vocab to theirs, or give a model with BERT's vocabulary"
@@ -213,9 +217,13 @@ def _table_of(path: Path) -> Tensor | None:
         with safe_open(path, framework="pt") as file:
             name = next((name for name in file.keys() if name.endswith(_TABLE)), None)  # noqa: SIM118  (no mapping)
             return None if name is None else file.get_tensor(name)
-    with reading.open_plain(path) as opened:
+    with reading.open_plain(path) as opened, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd pickles; no code in them is run
         weights = torch.load(opened, map_location="cpu", weights_only=True)
-    return next((weights[name] for name in weights if name.endswith(_TABLE)), None)
+    found = next((weights[name] for name in weights if name.endswith(_TABLE)), None)
+    if not (found is None or isinstance(found, Tensor)):
+        raise ValueError(f"{_TABLE} is no tensor")
+    return found
 
 
 def fit_vectors(vectors_VE: Tensor, width: int, seed: int) -> Tensor:
