@@ -187,6 +187,11 @@ def test_going_on_otherwise_is_said_and_differs(demo: tuple[Path, list[str]], co
     assert (copy / "checkpoints/checkpoint_epoch_4.pt").exists()
     with pytest.raises(AssertionError):
         same_training(demo[0] / "outputs/run", copy / "run")
+    # Again from there, which is within the last stage by now: the branch has the weights that the stage began with.
+    answer = script("--resume", "outputs/checkpoints/checkpoint_epoch_3.pt", "--epochs", "3.5")
+    assert answer.code == 0, answer.err
+    assert "exactly at step 18 (epoch 3), as a branch in outputs/run" in answer.out
+    assert not list((copy / "checkpoints").glob("checkpoint_epoch_[5-9].pt"))
 
 
 def test_nothing_left_to_do_is_one_line(copy: Path, script: Script) -> None:
