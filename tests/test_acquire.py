@@ -77,12 +77,51 @@ def test_a_data_set_arrives_once(person: Person, toy: Source, server: Server) ->
         "proof": "md5 as published",
         "licence": "CC0",
         "content": {"list.txt": 6, "pictures/1.jpg": 400_000, "pictures/2.jpg": 3},
+        "digests": {name: hashlib.sha256(data).hexdigest() for name, data in TREE.items()},
     }
     assert acquire.jobs([toy], person.root) == []
     before = {path: path.stat().st_mtime_ns for path in person.root.rglob("*") if path.is_file()}
     assert person.get(toy) == []
     assert {path: path.stat().st_mtime_ns for path in person.root.rglob("*") if path.is_file()} == before
     assert len(server.asked) == 1
+
+
+def test_what_is_there_is_hashed_again_when_that_is_asked_for(person: Person, toy: Source, server: Server) -> None:
+    person.get(toy)
+    assert person.get(toy, choices=replace(QUICK, rehash=True)) == []
+    (person.root / "pictures" / "2.jpg").write_bytes(b"owt")  # as large as before
+    assert person.get(toy) == []
+    problem = f"toy: {person.root / 'pictures' / '2.jpg'}: changed since it was downloaded; move it away, and the same"
+    assert person.get(toy, choices=replace(QUICK, rehash=True))[0].startswith(problem)
+    watch = Watch(person.said.append, lambda what, done, total: None)
+    assert acquire.unchanged([toy], person.root, watch)[0].startswith(problem)
+    (person.root / "pictures" / "2.jpg").unlink()
+    assert acquire.unchanged([toy], person.root, watch) == ["toy: pack.zip is not there, or not as large as it was"]
+    assert len(server.asked) == 1
+    assert person.get(toy, choices=replace(QUICK, rehash=True)) == []
+    assert acquire.unchanged([toy], person.root, watch) == []
+    assert len(server.asked) == 2
+
+
+def test_a_manifest_of_before_there_were_digests_still_counts(person: Person, toy: Source, server: Server) -> None:
+    person.get(toy)
+    path = person.root / acquire.MANIFEST
+    content = json.loads(path.read_text())
+    del content["files"]["pack.zip"]["digests"]
+    path.write_text(json.dumps(content))
+    assert person.get(toy, choices=replace(QUICK, rehash=True)) == []
+    assert len(server.asked) == 1
+
+
+def test_without_py7zr_nothing_comes(
+    person: Person, toy: Source, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "py7zr", None)
+    seven = replace(toy, files=(*toy.files, Remote("pack.7z", f"{server.url}/pack.7z", "7z")))
+    with pytest.raises(DataError, match=r"run: pip install 'sensorium\[downloads\]'"):
+        person.get(seven)
+    assert server.asked == []
+    assert not person.root.exists()
 
 
 def test_what_was_deleted_comes_back_and_the_rest_stays(person: Person, toy: Source) -> None:
@@ -146,7 +185,6 @@ def test_what_fails_is_said_at_the_end_and_the_rest_is_done(person: Person, toy:
     form = Source("form", "", "", manual="fill in the form")
     problems = person.get(gone, form, toy)
     assert problems == [
-        "form: cannot be downloaded: fill in the form",
         f"gone: {server.url}/gone.zip: the server answers 404: it is not there; look at its publisher's page where it "
         "is now",
     ]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import gzip
 import io
 import stat
+import sys
 import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import py7zr
 import pytest
-from packs import tarred, zipped
+from packs import sevened, tarred, zipped
 
 from sensorium.data import archives
 from sensorium.data.catalog import Kind, Remote
@@ -20,7 +23,8 @@ from sensorium.errors import DataError, DiskError
 
 WATCH = Watch(lambda text: None, lambda what, done, total: None)
 TREE = {"set/a.txt": b"one", "set/deep/b.txt": b"two" * 1000, "c.jpg": b"three"}
-KINDS: tuple[Kind, ...] = ("zip", "tar")
+KINDS: tuple[Kind, ...] = ("zip", "tar", "7z")
+PACK = {"zip": zipped, "tar": tarred, "7z": sevened}
 
 
 def special(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
@@ -30,7 +34,7 @@ def special(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
 
 
 def packed(kind: Kind, tree: Mapping[str, bytes]) -> bytes:
-    return zipped(tree) if kind == "zip" else tarred(tree)
+    return PACK[kind](tree)  # type: ignore[operator]
 
 
 def unpacked(tmp_path: Path, remote: Remote, content: bytes) -> dict[str, bytes]:
@@ -45,6 +49,12 @@ def unpacked(tmp_path: Path, remote: Remote, content: bytes) -> dict[str, bytes]
         assert {path.name for path in tmp_path.iterdir()} <= {"archives", "root", "secret"}
         assert [path.name for path in (tmp_path / "root").iterdir()] == ["new"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def announce(header: Any, size: int) -> None:
+    """Let the first member of a 7z file claim that it has this size."""
+    header.main_streams.substreamsinfo.unpacksizes[0] = size
+    header.main_streams.unpackinfo.folders[0].unpacksizes[-1] = size
 
 
 def remote(kind: Kind, folder: str = "", keep: tuple[str, ...] = ()) -> Remote:
@@ -116,6 +126,8 @@ def test_two_members_of_one_place_are_refused(tmp_path: Path, kind: Kind) -> Non
 def test_more_than_the_disk_holds_is_refused_before_a_byte_is_written(tmp_path: Path, kind: Kind) -> None:
     if kind == "zip":
         content = zipped({"big": b"x"}, declared=1 << 60)
+    elif kind == "7z":
+        content = sevened({"big": b"x"}, lambda header: announce(header, 1 << 60))
     else:
         member = special("big", tarfile.REGTYPE)
         member.size = 1 << 60
@@ -129,6 +141,49 @@ def test_more_than_the_disk_holds_is_refused_before_a_byte_is_written(tmp_path: 
 def test_a_member_that_is_not_as_large_as_it_says_is_damage(tmp_path: Path, declared: int, reason: str) -> None:
     with pytest.raises(archives.DamagedArchiveError, match=reason):
         unpacked(tmp_path, remote("zip"), zipped({"big": bytes(5000)}, declared))
+
+
+@pytest.mark.parametrize("size", [4990, 5001])
+def test_a_member_of_7z_that_is_not_as_large_as_it_says_is_damage(tmp_path: Path, size: int) -> None:
+    content = sevened({"big": bytes(range(250)) * 20}, lambda header: announce(header, size))
+    with pytest.raises(archives.DamagedArchiveError):
+        unpacked(tmp_path, remote("7z"), content)
+
+
+def test_a_link_in_a_7z_is_refused(tmp_path: Path) -> None:
+    def link(header: Any) -> None:
+        header.files_info.files[0]["attributes"] = (stat.S_IFLNK | 0o777) << 16 | 0x8000
+
+    with pytest.raises(DataError, match="evil is a link or a device"):
+        unpacked(tmp_path, remote("7z"), sevened({"evil": b"/etc/passwd"}, link))
+
+
+def test_an_encrypted_7z_is_refused(tmp_path: Path) -> None:
+    for hidden in (False, True):
+        stream = io.BytesIO()
+        with py7zr.SevenZipFile(stream, "w", password="secret", header_encryption=hidden) as file:
+            file.writestr(b"x", "a")
+        with pytest.raises(DataError, match=r"pack\.7z: is encrypted; nothing was unpacked"):
+            unpacked(tmp_path / f"{hidden}", remote("7z"), stream.getvalue())
+
+
+def test_a_7z_is_unpacked_wherever_the_process_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link of the user's that is named like a folder in the archive is not followed."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "set").symlink_to(tmp_path / "outside")
+    monkeypatch.chdir(tmp_path / "here")
+    assert unpacked(tmp_path / "t", remote("7z", keep=("*.txt",)), packed("7z", TREE)).keys() == {
+        "set/a.txt",
+        "set/deep/b.txt",
+    }
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_without_py7zr_the_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "py7zr", None)
+    with pytest.raises(DataError, match=r"unpacks \.7z files; run: pip install 'sensorium\[downloads\]'"):
+        unpacked(tmp_path, remote("7z"), b"")
 
 
 def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hostile import soon
-from packs import tarred, zipped
+from packs import sevened, tarred, zipped
 
 from sensorium.data import archives
 from sensorium.data.catalog import Kind, Remote
@@ -18,11 +18,12 @@ from sensorium.data.transfer import Watch
 from sensorium.errors import DataError
 
 WATCH = Watch(lambda text: None, lambda what, done, total: None)
-KINDS: tuple[Kind, ...] = ("zip", "tar")
+KINDS: tuple[Kind, ...] = ("zip", "tar", "7z")
+PACK = {"zip": zipped, "tar": tarred, "7z": sevened}
 
 
 def packed(kind: Kind, *names: str) -> bytes:
-    return (zipped if kind == "zip" else tarred)(dict.fromkeys(names, b"x"))
+    return PACK[kind](dict.fromkeys(names, b"x"))  # type: ignore[operator]
 
 
 def unpacked(tmp_path: Path, kind: Kind, content: bytes, announced: int | None = None) -> list[str]:
@@ -84,7 +85,7 @@ def test_a_member_that_is_a_file_and_a_folder_is_refused(tmp_path: Path, kind: K
 @pytest.mark.parametrize("kind", KINDS)
 def test_far_more_than_announced_is_refused(tmp_path: Path, kind: Kind) -> None:
     """Twenty megabytes of zeros in twenty kilobytes."""
-    content = (zipped if kind == "zip" else tarred)({f"{number}": bytes(1_000_000) for number in range(20)})
+    content = PACK[kind]({f"{number}": bytes(1_000_000) for number in range(20)})  # type: ignore[operator]
     assert len(content) < 50_000
     with pytest.raises(DataError, match=r"holds more than [\d,]+ bytes, about 1,500,000 are announced"):
         unpacked(tmp_path / "bomb", kind, content, announced=1_500_000)

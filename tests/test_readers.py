@@ -21,14 +21,15 @@ from sensorium.errors import ConfigError, DataError
 
 
 def test_readers_are_found_by_the_name_of_their_module() -> None:
-    assert readers.names() == ["emoji", "flickr8k", "native", "stamps", "synthetic"]
+    published = ["audiocaps", "clotho", "coco", "esc50", "flickr8k", "voxceleb"]
+    assert readers.names() == sorted([*published, "emoji", "native", "stamps", "synthetic"])
     for name in readers.names():
         reader = readers.load(name)
         assert name == reader.NAME
         assert reader.SUMMARY
         assert reader.LICENCE
-    with pytest.raises(ConfigError, match="no reader 'coco'; there are emoji, flickr8k"):
-        readers.read("coco")
+    with pytest.raises(ConfigError, match="no reader 'cocoa'; there are audiocaps, clotho"):
+        readers.read("cocoa")
 
 
 # --- groups and splits ---

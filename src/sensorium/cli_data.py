@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sensorium import downloads
 from sensorium.errors import printable
 
 if TYPE_CHECKING:
     from sensorium.data.acquire import Choices, Job
     from sensorium.data.catalog import Remote, Source
-    from sensorium.data.transfer import Watch
 
 app = typer.Typer(help="Data sets and the feature cache.", no_args_is_help=True, rich_markup_mode=None)
 cache = typer.Typer(help="The cache of frozen features.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache, name="cache")
-
-_WORTH_A_LINE = 50_000_000  # bytes; on a pipe, the progress of less than that is not worth a line
 
 Reader = Annotated[str, typer.Argument(help="A reader, see `sensorium data list`.")]
 Root = Annotated[Path | None, typer.Option(help="Folder of the data set, where the reader does not know it.")]
@@ -47,26 +43,19 @@ def _describe(source: Source, missing: set[Remote]) -> None:
     """A data set: what it is, its licence, its files."""
     typer.echo(f"{source.name:14} {source.summary}\n{'':14} licence: {source.licence}")
     if source.manual:
-        typer.echo(f"{'':14} not by this program: {source.manual}")
+        typer.echo(f"{'':14} by hand: {source.manual}")
     for remote in source.files:
         proof = "" if remote.md5 or remote.sha256 else "  no checksum published"
-        state = f"{_remote_size(remote)}{proof}" if remote in missing else "already there"
+        state = f"{downloads.remote_size(remote)}{proof}" if remote in missing else "already there"
         typer.echo(f"{'':14} {remote.name:32} {state}")
-
-
-def _remote_size(remote: Remote) -> str:
-    if remote.size is None:
-        return "size not known"
-    return f"{'' if remote.exact else 'about '}{_size(remote.size)}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
 
 
 @app.command(epilog="Example: sensorium data download flickr8k facc --root data/flickr8k")
 def download(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Data sets, see `sensorium data list`.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="Data sets, see `sensorium data list`; all: each in its own folder."),
+    ],
     root: Annotated[Path, typer.Option(help="Folder in which they are unpacked.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be downloaded.")] = False,
@@ -74,32 +63,44 @@ def download(
     copies: Annotated[
         Path | None, typer.Option("--from", help="Folder with archives that are used instead of downloading them.")
     ] = None,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Compare what is there by name and size only, without hashing it.")
+    ] = False,
+    check: Annotated[bool, typer.Option("--verify", help="Fetch nothing; hash what is there.")] = False,
+    audio: Annotated[bool, typer.Option("--audio", help="Cut the clips of AudioCaps from YouTube (yt-dlp).")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Clips of each list of AudioCaps, at most.")] = None,
+    cookies: Annotated[Path | None, typer.Option(help="File of cookies for yt-dlp.")] = None,
 ) -> None:
-    """Download and unpack data sets; run it again after an interruption. Exit code 2 when something is missing."""
-    from sensorium.data import acquire, catalog
-    from sensorium.errors import ConfigError, DataError
+    """Download and unpack data sets; run it again after an interruption.
 
-    if copies is not None and not copies.is_dir():
-        raise ConfigError(f"--from {copies}: no such folder")
-    sources, choices = catalog.find(names), acquire.Choices(keep_archives, copies)
-    todo = acquire.jobs(sources, root)
-    for source in sources:
-        _describe(source, {job.remote for job in todo})
-    if todo:
-        _announce(todo, root, choices)
-        if dry_run:
-            return
-        if not yes and not sys.stdin.isatty():
-            raise ConfigError("nobody is there to be asked; nothing was downloaded. Add --yes to go on, or --dry-run")
-        if not yes:
-            typer.confirm(f"Download into {root}?", abort=True)
+    Exit code 0: all is there and verified; 3: the rest is left to be done by hand; 1: something failed; 2: nothing was
+    begun, as the command or the disk does not allow it.
+    """
+    from sensorium.data import acquire, catalog
+    from sensorium.errors import ConfigError
+
+    flags = downloads.Flags(copies, skip_existing, check, audio, limit, cookies, keep_archives)
+    wishes = downloads.wishes(flags)
+    if "all" in names:
+        plan = [(goal, root / goal.name) for goal in catalog.goals(names)]
+    else:
+        plan = [(catalog.Goal(", ".join(dict.fromkeys(names)), tuple(names), ""), root)]
+    coming = False
+    for goal, place in plan:
+        sources = catalog.find(goal.sources)
+        todo = acquire.jobs(sources, place)
+        for source in sources:
+            _describe(source, {job.remote for job in todo})
+        if todo and not check:
+            _announce(todo, place, wishes.choices)
+            coming = True
     if dry_run:
         return
-    with _progress() as watch:
-        problems = acquire.acquire(sources, root, choices, watch)
-    if problems:
-        raise DataError("\n".join(problems))
-    typer.echo(f"{', '.join(source.name for source in sources)}: {'' if todo else 'already '}there, in {root}")
+    if coming and not yes and not sys.stdin.isatty():
+        raise ConfigError("nobody is there to be asked; nothing was downloaded. Add --yes to go on, or --dry-run")
+    if coming and not yes:
+        typer.confirm(f"Download into {root}?", abort=True)
+    raise typer.Exit(downloads.run(plan, wishes))
 
 
 def _announce(todo: list[Job], root: Path, choices: Choices) -> None:
@@ -111,67 +112,35 @@ def _announce(todo: list[Job], root: Path, choices: Choices) -> None:
     needed, free = acquire.needed_space(todo, root, choices), acquire.free_space(root)
     files = "1 file" if len(todo) == 1 else f"{len(todo)} files"
     typer.echo(
-        f"{files}, {_size(sum(size or 0 for size in sizes))}{unknown}; up to {_size(needed)} are needed in {root}, "
-        f"{_size(free)} are free"
+        f"{files}, {downloads.size(sum(size or 0 for size in sizes))}{unknown}; up to {downloads.size(needed)} are "
+        f"needed in {root}, {downloads.size(free)} are free"
     )
     acquire.check_space(todo, root, choices)
-
-
-@contextmanager
-def _progress() -> Iterator[Watch]:
-    """A bar with rate and time left on a terminal; on a pipe a line at each quarter of what takes a while."""
-    from rich import progress
-    from rich.text import Text
-
-    from sensorium.data.transfer import Watch
-
-    bar = progress.Progress(
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(bar_width=None),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-        expand=True,
-        transient=True,
-    )
-    bar.disable = not bar.console.is_terminal
-    tasks: dict[str, progress.TaskID] = {}
-    quarters: dict[str, int] = {}
-
-    def say(text: str) -> None:
-        bar.console.print(Text(printable(text)), soft_wrap=True)
-
-    def move(what: str, done: int, total: int | None) -> None:
-        if what not in tasks:
-            for task in tasks.values():
-                bar.update(task, visible=False)
-            tasks[what] = bar.add_task(what, total=total, completed=done)
-        bar.update(tasks[what], completed=done, total=total)
-        quarter = 4 * done // total if total else 0
-        if bar.disable and total and total >= _WORTH_A_LINE and quarter > quarters.setdefault(what, quarter):
-            quarters[what] = quarter
-            speed = bar.tasks[-1].finished_speed or bar.tasks[-1].speed or 0
-            say(f"{what}: {25 * quarter} % of {_size(total)}, {_size(int(speed))}/s")
-
-    with bar:
-        yield Watch(say, move)
 
 
 @app.command("import", epilog="Example: sensorium data import flickr8k data/native --root data/flickr8k")
 def import_data(
     reader: Reader,
-    target: Annotated[Path, typer.Argument(help="New folder for manifest.jsonl.")],
+    target: Annotated[Path, typer.Argument(help="New folder for it.")],
     options: Options = None,
     root: Root = None,
     copy: Annotated[bool, typer.Option(help="Copy pictures and sounds instead of linking to them.")] = False,
+    form: Annotated[str, typer.Option("--format", help="What is written: native, coco or clotho.")] = "native",
 ) -> None:
-    """Turn a data set of any format into the native one: manifest.jsonl and its files."""
+    """Turn a data set of any format into the native one (manifest.jsonl and its files), or into a tree like COCO's
+    (pictures, captions, Karpathy's split) or Clotho's (sounds, captions)."""
     from sensorium.config import parse_overrides
     from sensorium.data import manage, readers
 
     dataset = readers.read(reader, root, parse_overrides(options or []))
-    path = manage.import_dataset(dataset, target, copy=copy)
-    typer.echo(f"{len(dataset.items)} items in {path}")
+    count = len(dataset.items)
+    if form == "native":
+        manage.import_dataset(dataset, target, copy=copy)
+    else:
+        count = manage.write_tree(dataset, target, form, copy=copy)
+    left_out = len(dataset.items) - count
+    rest = f"; {left_out:,} left out that lack what the form {form!r} consists of" if left_out else ""
+    typer.echo(f"{count} items in {target}{rest}")
 
 
 @app.command(epilog="Example: sensorium data verify native --root data/native")

@@ -47,6 +47,15 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; --help lists the flags")
 
 
+def off_the_path(script: str) -> None:
+    """Take the folder of a script out of the places where modules are looked for.
+
+    A guide's own ``datasets.py`` or ``model.py`` beside it would otherwise be taken for the package of that name.
+    """
+    folder = Path(script).resolve().parent
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() != folder]
+
+
 def settings_of(given: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
     """Flags as configuration: ``places`` says for each which ``section.key`` it sets."""
     tree: dict[str, Any] = {}

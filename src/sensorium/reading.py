@@ -6,20 +6,24 @@ All of it raises what a caller of ``open`` and ``json.loads`` expects anyway: OS
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
+import re
 import stat
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 DEEPEST = 64  # levels of a tree of values; nothing that people write has more than ten
 _MOST_VALUES = 200_000  # of such a tree, aliases counted as often as they stand there
 _LARGEST_NUMBER = 2**64
+_PIECE, _LARGEST_PIECE = 1 << 22, 1 << 26  # characters of a large JSON file that are held at once, and at most
+_BLANK, _OF_A_NUMBER = re.compile(r"[ \t\r\n]*"), re.compile(r"[0-9.eE+-]*")
 
 # Formats of pictures that are decoded by Pillow itself. Left out are those for which it starts a program (EPS runs
 # Ghostscript over the file), and those that nobody has pictures in.
@@ -86,6 +90,122 @@ def parse_json(text: str | bytes, *, infinite: bool = False) -> Any:
     if r"\u" in text:
         json.dumps(value, ensure_ascii=False).encode()  # UnicodeEncodeError is a ValueError
     return value
+
+
+def json_lists(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, int, Any]]:
+    """The elements of the lists ``wanted`` of the object in a JSON file, as (key, number, element); of a file that is
+    one list, key ``""``. One element is in memory at a time, so that the file may have any size.
+
+    Raises OSError, and ValueError as ``parse_json`` does, or because a list is missing; the elements before a mistake
+    have been given out by then.
+    """
+    lacking = set(wanted)
+    with open_plain(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        stream = _JsonStream(text)
+        if stream.peek() == "[":
+            lacking.discard("")
+            for number, element in enumerate(stream.elements()):
+                if "" in wanted:
+                    yield "", number, element
+        else:
+            for key in stream.entries():
+                if stream.peek() != "[":
+                    stream.value()
+                    continue
+                lacking.discard(key)
+                for number, element in enumerate(stream.elements()):
+                    if key in wanted:
+                        yield key, number, element
+        if stream.peek():
+            raise ValueError(f"more after its end at character {stream.place:,}")
+        if lacking:
+            raise ValueError(f"the list {min(lacking)!r} is missing" if any(lacking) else "expected a list")
+
+
+class _JsonStream:
+    """A JSON text, from its beginning to its end."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file, self.text, self.at, self.dropped = file, "", 0, 0
+        self.decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+
+    @property
+    def place(self) -> int:
+        return self.dropped + self.at
+
+    def more(self) -> bool:
+        """Read on and forget what was passed. False: there is no more, or one value takes too much memory."""
+        left = len(self.text) - self.at
+        piece = self.file.read(max(_PIECE, left)) if left < _LARGEST_PIECE else ""
+        if piece:
+            self.text, self.dropped, self.at = self.text[self.at :] + piece, self.place, 0
+        return bool(piece)
+
+    def peek(self) -> str:
+        """The next character that is not blank; empty at the end."""
+        while True:
+            blank = _BLANK.match(self.text, self.at)
+            self.at = blank.end() if blank else self.at
+            if self.at < len(self.text) or not self.more():
+                return self.text[self.at : self.at + 1]
+
+    def take(self, allowed: str) -> str:
+        """Pass over the next character, which must be one of these."""
+        found = self.peek()
+        if not found or found not in allowed:
+            raise ValueError(f"expected one of {' '.join(allowed)} at character {self.place:,} (found {found!r})")
+        self.at += 1
+        return found
+
+    def value(self) -> Any:
+        self.peek()
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                if not self.more():
+                    raise ValueError(f"{error.msg} at character {self.dropped + error.pos:,}") from None
+            except RecursionError:
+                raise ValueError("nested too deeply") from None
+            else:
+                rest = _OF_A_NUMBER.match(self.text, end) if isinstance(value, int | float) else None
+                if rest is None or rest.end() < len(self.text) or not self.more():  # else it may go on there
+                    break
+        if self.text.count("[", self.at, end) + self.text.count("{", self.at, end) > DEEPEST:
+            _bound_depth(value)
+        if self.text.find(r"\u", self.at, end) >= 0:
+            json.dumps(value, ensure_ascii=False).encode()
+        self.at = end
+        return value
+
+    def elements(self) -> Iterator[Any]:
+        self.take("[")
+        if self.peek() == "]":
+            self.take("]")
+            return
+        while True:
+            yield self.value()
+            if self.take(",]") == "]":
+                return
+
+    def entries(self) -> Iterator[str]:
+        """The keys of an object; the caller takes the value of each."""
+        self.take("{")
+        if self.peek() == "}":
+            self.take("}")
+            return
+        seen: set[str] = set()
+        while True:
+            if self.peek() != '"':
+                self.take('"')
+            key = self.value()
+            if key in seen:
+                raise ValueError(f"key {key!r} is given twice")
+            seen.add(key)
+            self.take(":")
+            yield key
+            if self.take(",}") == "}":
+                return
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

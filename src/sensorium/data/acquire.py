@@ -16,7 +16,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -52,10 +52,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Choices:
-    """``copies``: a folder whose archives are used, and left alone, instead of downloading them."""
+    """``copies``: a folder whose archives are used, and left alone, instead of downloading them. ``rehash``: what is
+    there already is compared with the checksums of when it came, not with its sizes alone."""
 
     keep_archives: bool = False
     copies: Path | None = None
+    rehash: bool = False
     patience: Patience = field(default_factory=Patience)
 
 
@@ -68,6 +70,37 @@ def jobs(sources: Sequence[Source], root: Path) -> list[Job]:
         for remote in source.files
         if not _is_there(remote, root, done.get(remote.name))
     ]
+
+
+def records(root: Path) -> list[dict[str, Any]]:
+    """What came into ``root``: name, address, bytes, checksums, licence and date of each file that was downloaded."""
+    kept = ("url", "bytes", "md5", "sha256", "proof", "licence", "date")
+    return [{"path": name, **{key: one[key] for key in kept}} for name, one in _read_manifest(root).items()]
+
+
+def unchanged(sources: Sequence[Source], root: Path, watch: Watch) -> list[str]:
+    """What is wrong with what should be there, one line each; nothing is fetched or changed. Raises DataError when the
+    manifest is damaged."""
+    done = _read_manifest(root)
+    problems = []
+    for source in sources:
+        for remote in source.files:
+            record = done.get(remote.name)
+            if not _is_there(remote, root, record):
+                problems.append(f"{source.name}: {remote.name} is not there, or not as large as it was")
+            elif record is not None:
+                problems += [f"{source.name}: {problem}" for problem in _changes(remote, root, record, watch)]
+    return problems
+
+
+def _changes(remote: Remote, root: Path, record: Mapping[str, Any], watch: Watch) -> list[str]:
+    """The files of an archive that are not any more what came."""
+    digests: Mapping[str, str] = record.get("digests", {})
+    found = archives.digests(root, list(digests), f"check {remote.name}", watch)
+    changed = [name for name, digest in digests.items() if found[name] != digest]
+    more = f" and {len(changed) - 1:,} more" if len(changed) > 1 else ""
+    advice = f"move it away, and the same command gets {remote.name} again"
+    return [f"{root / changed[0]}{more}: changed since it was downloaded; {advice}"] if changed else []
 
 
 def needed_space(todo: Sequence[Job], root: Path, choices: Choices) -> int:
@@ -104,16 +137,20 @@ def check_space(todo: Sequence[Job], root: Path, choices: Choices) -> None:
 
 
 def acquire(sources: Sequence[Source], root: Path, choices: Choices, watch: Watch) -> list[str]:
-    """Do all that can be done and return what failed, one line each; what is there already is left alone.
+    """Do all that a program can do and return what failed, one line each; what is there already is left alone.
 
     A second call goes on where the first was killed. Files that are there already are never overwritten. Raises
-    DataError when ``root`` cannot be used, is too small, or somebody else downloads into it.
+    DataError when ``root`` cannot be used, is too small, or somebody else downloads into it, or when .7z files would
+    come that cannot be unpacked here.
     """
-    problems = [f"{source.name}: cannot be downloaded: {source.manual}" for source in sources if source.manual]
+    problems: list[str] = []
     if not any(source.files for source in sources):
         return problems
+    todo = jobs(sources, root)
+    if any(job.remote.kind == "7z" for job in todo):
+        archives.require_7z()
     with _locked(root):
-        check_space(jobs(sources, root), root, choices)
+        check_space(todo, root, choices)
         for source in sources:
             for remote in source.files:
                 try:
@@ -132,11 +169,14 @@ def _obtain(job: Job, root: Path, choices: Choices, watch: Watch) -> None:
         with _unpacking(root / f".unpack-{remote.name}") as folder:
             _fill(remote, path, folder, watch)
             content = archives.sizes(folder)
+            digests = archives.digests(folder, list(content), f"record {remote.name}", watch)
             archives.settle(folder, root)
         os.sync()  # the archive goes next: what came out of it has to be on the disk
-        done[remote.name] = _record(job, digest, content)
+        done[remote.name] = _record(job, digest, content) | {"digests": digests}
         write_json(root / MANIFEST, {"format": 1, "files": done})
         watch.say(f"{remote.name}: {len(content):,} files, {sum(content.values()):,} bytes, are in place")
+    elif choices.rehash and (changes := _changes(remote, root, done[remote.name], watch)):
+        raise DataError(changes[0])
     _tidy(remote, root / ARCHIVES, choices.keep_archives)
 
 
@@ -222,6 +262,7 @@ def _read_manifest(root: Path) -> dict[str, dict[str, Any]]:
         files: dict[str, dict[str, Any]] = content["files"]
         for record in files.values():
             _ = record["url"], record["md5"], record["sha256"], record["content"].items()
+            _ = record.get("digests", {}).items()  # older ones have none
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({error}); remove it, and what is there is checked anew") from error
     return files

@@ -1,10 +1,12 @@
-"""Unpack zip and tar files that nobody vouches for, and put their content where it belongs without losing a file."""
+"""Unpack zip, tar and 7z files that nobody vouches for, and put their content where it belongs; no file is lost."""
 
 from __future__ import annotations
 
 import errno
 import filecmp
 import gzip
+import hashlib
+import importlib.util
 import lzma
 import os
 import shutil
@@ -12,12 +14,14 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Self
 
+from sensorium import reading
 from sensorium.data.catalog import Remote
 from sensorium.data.transfer import BLOCK, Watch
 from sensorium.errors import DataError, DiskError, printable
@@ -48,10 +52,7 @@ def unpack(remote: Remote, archive: Path, folder: Path, watch: Watch) -> None:
     far larger than announced, or the disk too small. OSError: the disk fails. The caller removes the folder then.
     """
     try:
-        if remote.kind == "zip":
-            _unzip(remote, archive, folder, watch)
-        else:
-            _untar(remote, archive, folder, watch)
+        _UNPACK[remote.kind](remote, archive, folder, watch)
     except _DAMAGE as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(":")
         raise DamagedArchiveError(f"{archive}: damaged ({reason})") from error
@@ -146,6 +147,51 @@ def _untar(remote: Remote, archive: Path, folder: Path, watch: Watch) -> None:
             pass
 
 
+def _un7z(remote: Remote, archive: Path, folder: Path, watch: Watch) -> None:
+    require_7z()
+    from sensorium.data import sevenzip
+
+    try:
+        with reading.open_plain(archive) as file:
+            members = sevenzip.members(file)
+            wanted: dict[str, tuple[PurePosixPath, int]] = {}
+            taken: set[PurePosixPath] = set()
+            if len(members) > _MOST_MEMBERS:
+                raise DataError(f"{remote.name}: more than {_MOST_MEMBERS:,} members; nothing was unpacked")
+            for member in members:
+                place = destination(remote, member.filename)
+                if place is None or member.is_directory:
+                    continue
+                if not member.is_file:
+                    raise _no_plain_file(remote, member.filename)
+                if place in taken or member.filename in wanted:
+                    raise _twice(remote, place)
+                taken.add(place)
+                wanted[member.filename] = place, member.uncompressed
+            total = sum(size for _, size in wanted.values())
+            _require_announced(remote, total)
+            require_space(folder, total, f"the content of {remote.name}")
+            watched = f"unpack {remote.name}"
+            with told(folder):
+                sevenzip.extract(
+                    file, wanted, lambda at: _new(folder / at), lambda done: watch.move(watched, done, total)
+                )
+    except sevenzip.EncryptedError:
+        raise DataError(f"{remote.name}: is encrypted; nothing was unpacked") from None
+    except sevenzip.DAMAGE as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise DamagedArchiveError(f"{archive}: damaged ({reason})") from error
+
+
+def require_7z() -> None:
+    """Raise DataError when .7z files cannot be unpacked here: to be known before gigabytes of them come."""
+    if importlib.util.find_spec("py7zr") is None:
+        raise DataError("py7zr is not installed, which unpacks .7z files; run: pip install 'sensorium[downloads]'")
+
+
+_UNPACK = {"zip": _unzip, "tar": _untar, "7z": _un7z}
+
+
 class _Member(tarfile.TarInfo):
     """Refuses headers that would fill the memory, and broken ones, which tarfile takes for the end."""
 
@@ -204,6 +250,27 @@ def _twice(remote: Remote, place: PurePosixPath) -> DataError:
 def sizes(folder: Path) -> dict[str, int]:
     """The bytes of every file below ``folder``, by its path relative to it."""
     return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def digests(folder: Path, names: Sequence[str], what: str, watch: Watch) -> dict[str, str]:
+    """The sha256 of files below ``folder``, by name; ``what``: what the watch is told. Raises DataError."""
+    found: dict[str, str] = {}
+    done, total = 0, sum((folder / name).stat().st_size for name in names)
+    with ThreadPoolExecutor() as pool:
+        for name, (digest, size) in zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True):
+            found[name] = digest
+            done += size
+            watch.move(what, done, total)
+    return found
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    """The sha256, and the bytes."""
+    try:
+        with reading.open_plain(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def settle(source: Path, root: Path) -> None:

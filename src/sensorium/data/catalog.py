@@ -12,7 +12,7 @@ from typing import Literal
 
 from sensorium.errors import ConfigError
 
-Kind = Literal["zip", "tar", "file"]
+Kind = Literal["zip", "tar", "7z", "file"]
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,33 @@ class Remote:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that can be asked for by name. ``manual``: how to get it where no program may or can fetch it."""
+    """A data set that can be asked for by name. ``manual``: how to get what no program may or can fetch, step by step.
+    ``clips``: bytes, about, of the sound that comes clip by clip from elsewhere where it is asked for."""
 
     name: str
     summary: str
     licence: str
     files: tuple[Remote, ...] = ()
     manual: str = ""
+    clips: int = 0
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A data set as the training guides name it, complete: its sources, and the reader that must be able to read it."""
+
+    name: str
+    sources: tuple[str, ...]
+    reader: str
 
 
 _FLICKR8K = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"
 _COCO = "http://images.cocodataset.org"  # its certificate is the storage provider's; the checksums prove the files
 _LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/datasets"
 _CLOTHO = "https://zenodo.org/record/4783391/files"
+# A commit of its repository: the checksums are those of the lists of version 1 there, which stay what they are.
+_AUDIOCAPS = "https://raw.githubusercontent.com/cdjkim/audiocaps/d004db3ea1b01cf4fd0347dd8d27db90cadc8809/dataset"
+_ESC50 = "https://github.com/karolpiczak/ESC-50/archive/refs/heads"
 _COCO_LICENCE = "annotations: CC BY 4.0; images: Flickr terms of use"
 
 
@@ -59,6 +73,17 @@ def _coco(folder: str, name: str, md5: str, size: int | None = None) -> Remote:
 
 def _clotho(name: str, md5: str) -> Remote:
     return Remote(name, f"{_CLOTHO}/{name}", "file", md5=md5)
+
+
+def _clotho_sounds(part: str, md5: str, sounds: int) -> Remote:
+    """About 6.5 GB for 5,929 sounds in all are published; unpacked, 22.5 s of 16 bit at 44.1 kHz in the mean."""
+    name, size = f"clotho_audio_{part}.7z", 6_500_000_000 * sounds // 5929
+    unpacked = sounds * 1_985_000
+    return Remote(name, f"{_CLOTHO}/{name}", "7z", size, md5=md5, folder=part, keep=("*.wav",), unpacked=unpacked)
+
+
+def _audiocaps(split: str, size: int, md5: str) -> Remote:
+    return Remote(f"{split}.csv", f"{_AUDIOCAPS}/{split}.csv", "file", size, exact=True, md5=md5)
 
 
 _SOURCES = (
@@ -152,7 +177,7 @@ _SOURCES = (
     ),
     Source(
         "clotho",
-        "Clotho 2.1: sounds of 15 to 30 s with five captions each; the sound comes as .7z (7z x FILE.7z), about 6.5 GB",
+        "Clotho 2.1: sounds of 15 to 30 s with five captions each",
         "sounds: Creative Commons, stated for each in the metadata; captions: Tampere University, not commercial",
         (
             _clotho("clotho_captions_development.csv", "d4090b39ce9f2491908eebf4d5b09bae"),
@@ -161,29 +186,51 @@ _SOURCES = (
             _clotho("clotho_metadata_development.csv", "170d20935ecfdf161ce1bb154118cda5"),
             _clotho("clotho_metadata_validation.csv", "2e010427c56b1ce6008b0f03f41048ce"),
             _clotho("clotho_metadata_evaluation.csv", "13946f054d4e1bf48079813aac61bf77"),
-            _clotho("clotho_audio_validation.7z", "7dba730be08bada48bd15dc4e668df59"),
-            _clotho("clotho_audio_evaluation.7z", "4569624ccadf96223f19cb59fe4f849f"),
-            _clotho("clotho_audio_development.7z", "c8b05bc7acdb13895bb3c6a29608667e"),
+            _clotho_sounds("validation", "7dba730be08bada48bd15dc4e668df59", 1045),
+            _clotho_sounds("evaluation", "4569624ccadf96223f19cb59fe4f849f", 1045),
+            _clotho_sounds("development", "c8b05bc7acdb13895bb3c6a29608667e", 3839),
         ),
     ),
     Source(
         "audiocaps",
         "AudioCaps: captions of ten-second clips from YouTube",
         "lists: MIT, for academic purposes only; the clips belong to their makers",
-        manual="take the lists from github.com/cdjkim/audiocaps, folder dataset; the sound is not published: every "
-        "clip is cut from YouTube (yt-dlp, ffmpeg), about 43 GB at 32 kHz, and many clips are gone",
+        (
+            _audiocaps("train", 3_576_723, "be909c34c4aa154f53acab960a1e998b"),
+            _audiocaps("val", 171_918, "29adf3a58afc406fa3a9bd785e20db51"),
+            _audiocaps("test", 402_246, "9775aec3f52037d12cacda132dd5316d"),
+        ),
+        manual="the sound is not published. --audio cuts each clip from YouTube with yt-dlp and ffmpeg, which have to "
+        "be installed: about 43 GB at 32 kHz, for days, and many clips are gone for ever. Or put the clips that you "
+        "have below its folder, as YOUTUBE_START.wav, AUDIOCAP.wav, YOUTUBE.wav or YYOUTUBE.wav",
+        clips=43_000_000_000,
     ),
     Source(
         "voxceleb",
         "VoxCeleb 1 and 2: speech of well-known people, by speaker",
         "CC BY 4.0; biometric data of people, never to be published again",
-        manual="its authors give it to those who fill in their form; 33 GB and more",
+        manual="its authors give it to those who fill in their form. (1) Fill in the form on "
+        "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/, or take the copy that the Hugging Face hub shows for "
+        "VoxCeleb. (2) Join its parts (cat vox1_dev_wav_part* > vox1_dev_wav.zip) and unpack them: 33 GB for "
+        "VoxCeleb 1 alone. (3) Put vox1_meta.csv, wav/ID/VIDEO/N.wav and, for faces, faces/ID/*.jpg into its folder. "
+        "These are biometric data of people: keep them to yourself, never publish them again, and follow the law of "
+        "your country",
     ),
     Source(
         "esc50",
         "ESC-50: 2,000 environmental sounds of 50 classes, for evaluation",
         "as its repository states; CC BY-NC by common report",
-        manual="clone github.com/karolpiczak/ESC-50, about 0.6 GB",
+        (
+            Remote(
+                "ESC-50-master.zip",
+                f"{_ESC50}/master.zip",
+                "zip",
+                600_000_000,
+                folder="ESC-50-master",
+                keep=("*.wav", "esc50.csv", "LICENSE"),
+                unpacked=882_000_000,  # 2,000 sounds of 5 s, 16 bit at 44.1 kHz
+            ),
+        ),
     ),
     Source(
         "ser30k",
@@ -192,6 +239,17 @@ _SOURCES = (
         manual="its authors give it to those who fill in their request form",
     ),
 )
+
+GOALS: dict[str, Goal] = {
+    goal.name: goal
+    for goal in (
+        Goal("coco", ("coco", "coco-karpathy"), "coco"),
+        Goal("clotho", ("clotho",), "clotho"),
+        Goal("audiocaps", ("audiocaps",), "audiocaps"),
+        Goal("voxceleb", ("voxceleb",), "voxceleb"),
+        Goal("esc50", ("esc50",), "esc50"),
+    )
+}
 
 CATALOGUE: dict[str, Source] = {source.name: source for source in _SOURCES}
 
@@ -202,3 +260,11 @@ def find(names: Sequence[str]) -> list[Source]:
     if unknown:
         raise ConfigError(f"no data set {', '.join(map(repr, unknown))} to download; there are {', '.join(CATALOGUE)}")
     return [CATALOGUE[name] for name in dict.fromkeys(names)]
+
+
+def goals(names: Sequence[str]) -> list[Goal]:
+    """The named data sets of the guides, each once; ``all``: every one. Raises ConfigError naming unknown ones."""
+    unknown = [name for name in names if name not in (*GOALS, "all")]
+    if unknown:
+        raise ConfigError(f"no data set {', '.join(map(repr, unknown))}; there are {', '.join(GOALS)}, all")
+    return list(GOALS.values()) if "all" in names else [GOALS[name] for name in dict.fromkeys(names)]

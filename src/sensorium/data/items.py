@@ -13,7 +13,7 @@ MODALITIES: tuple[Modality, ...] = ("text", "image", "audio")
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be a million of them
 class Item:
     """One sample. Items of one ``group`` are positives of each other and stand in one split.
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from sensorium import reading
+from sensorium.data import trees
 from sensorium.data.items import SPLITS, DataSet, Item, Split
 from sensorium.data.media import load_audio, load_image
 from sensorium.data.readers import flickr8k, native
 from sensorium.errors import DataError
-from sensorium.files import copy_file, make_folder, new_folder, symlink
+from sensorium.files import make_folder, new_folder, write_file
 
 Progress = Callable[[int, int], None]
 """Called with what is done and the whole."""
@@ -142,23 +143,43 @@ def import_dataset(dataset: DataSet, target: Path, copy: bool = False) -> Path:
     ``copy``: files are copied; otherwise they are symbolic links, and the originals have to stay. Raises DataError: the
     target holds something already, a file is missing, the place cannot be written.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(f"{target}: exists and is not empty; name a new folder")
-    media = _media(dataset)
-    missing = [path for path in media if not path.is_file()]
-    if missing:
-        raise DataError(f"{dataset.name}: {len(missing)} files are missing (first: {missing[0]}); nothing was written")
-    paths = _relative_paths(media)
+    paths = _relative_paths(_media(dataset))
+    _require_possible(dataset.name, target, paths)
     with new_folder(target) as folder:
         for path, relative in paths.items():
-            place = folder / relative
-            make_folder(place.parent)
-            if copy:
-                copy_file(path, place)
-            else:
-                symlink(path, place)
+            trees.place(path, _inside(folder, relative), copy)
         native.write(folder, dataset, paths)
     return target
+
+
+def write_tree(dataset: DataSet, target: Path, form: str, copy: bool = False) -> int:
+    """Write ``dataset`` in another form (see ``trees``), likewise; the number of items that are in it.
+
+    Raises as ``import_dataset`` and ``trees.plan`` do.
+    """
+    plan = trees.plan(dataset, form)
+    _require_possible(dataset.name, target, set(plan.files.values()))
+    with new_folder(target) as folder:
+        for relative, path in plan.files.items():
+            trees.place(path, _inside(folder, relative), copy)
+        for relative, text in plan.texts.items():
+            write_file(_inside(folder, relative), text.encode())
+    return plan.items
+
+
+def _require_possible(name: str, target: Path, files: Collection[Path]) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f"{target}: exists and is not empty; name a new folder")
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise DataError(f"{name}: {len(missing)} files are missing (first: {missing[0]}); nothing was written")
+
+
+def _inside(folder: Path, relative: str) -> Path:
+    """A place in ``folder``, whose own folder is there."""
+    place = folder / relative
+    make_folder(place.parent)
+    return place
 
 
 def _relative_paths(media: dict[Path, str]) -> dict[Path, str]:

@@ -12,7 +12,6 @@ A folder more or less above each of them does not matter; ``__MACOSX`` is not lo
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 from sensorium.config import Section
 from sensorium.data.files import read_text
 from sensorium.data.items import SPLITS, DataSet, Item, Split
+from sensorium.data.parsing import find_places, lines, listed
 from sensorium.errors import DataError
 
 NAME = "flickr8k"
@@ -41,7 +41,6 @@ _LISTS: dict[Split, str] = {
 _KAGGLE, _KARPATHY = "captions.txt", "dataset_flickr8k.json"
 _KAGGLE_LINE = re.compile(r"(.+?\.jpg(?:\.\d+)?),(.*)")  # commas may stand in a caption: cut at the first ``.jpg,``
 _NUMBER = re.compile(r"[0-9]{1,4}")  # of a caption
-_DEPTH = 3  # folders below the root that are looked into
 
 Captions = dict[tuple[str, int], str]
 """Text by name of the picture and number of the caption."""
@@ -120,35 +119,17 @@ def _places(root: Path) -> dict[str, Path]:
         "wav2capt.txt",
         "wav2spk.txt",
     }
-    places: dict[str, Path] = {}
-    for top, folders, files in os.walk(root, followlinks=True):  # _DEPTH ends every loop
-        here = Path(top)
-        depth = len(here.relative_to(root).parts)
-        folders[:] = sorted(f for f in folders if f != "__MACOSX" and f[0] != ".") if depth < _DEPTH else []
-        for name in wanted.intersection([*folders, *files]):
-            if name not in places or depth < len(places[name].relative_to(root).parts) - 1:
-                places[name] = here / name
-    for name, place in places.items():
-        while (place / name).is_dir():
-            place = places[name] = place / name
-    return places
+    return find_places(root, wanted)
 
 
 def _images(root: Path, places: Mapping[str, Path]) -> dict[str, Path]:
     folder = next((places[name] for name in _IMAGE_FOLDERS if name in places and places[name].is_dir()), None)
     if folder is None:
         raise DataError(f"Flickr8k in {root}: the folder of photographs is missing ({IMAGES} or Images)")
-    images = {path.name: path for path in _listed(folder) if path.suffix.lower() == ".jpg" and path.name[0] != "."}
+    images = {path.name: path for path in listed(folder) if path.suffix.lower() == ".jpg" and path.name[0] != "."}
     if not images:
         raise DataError(f"Flickr8k in {root}: {folder.relative_to(root)} holds no photographs (.jpg)")
     return images
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
 
 
 def _captions(root: Path, places: Mapping[str, Path], karpathy: Mapping[str, Any]) -> Captions:
@@ -171,15 +152,9 @@ def _clean(caption: str) -> str:
     return f" {' '.join(caption.split())}".removesuffix(" .").lstrip()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            yield number, line.strip()
-
-
 def _token_captions(path: Path) -> Captions:
     captions: Captions = {}
-    for number, line in _lines(path):
+    for number, line in lines(path):
         key, tab, text = line.partition("\t")
         name, mark, k = key.rpartition("#")
         if not (tab and mark and _NUMBER.fullmatch(k)):
@@ -193,7 +168,7 @@ def _token_captions(path: Path) -> Captions:
 def _kaggle_captions(path: Path) -> Captions:
     captions: Captions = {}
     counts = Counter[str]()
-    for number, line in _lines(path):
+    for number, line in lines(path):
         found = _KAGGLE_LINE.fullmatch(line)
         if found is None:
             if number == 1:  # the heading
@@ -246,7 +221,7 @@ def _splits(root: Path, places: Mapping[str, Path], karpathy: Mapping[str, tuple
         raise DataError(f"Flickr8k in {root}: the splits are missing ({missing}; or {_KARPATHY}); none is made up")
     splits: dict[str, Split] = {}
     for split, file in _LISTS.items():
-        names = [line for _, line in _lines(places[file])]
+        names = [line for _, line in lines(places[file])]
         if not names:
             raise DataError(f"Flickr8k in {root}: {file} is empty")
         for name in names:
@@ -263,7 +238,7 @@ def _sounds(places: Mapping[str, Path]) -> tuple[dict[tuple[str, int], _Recordin
     for name in ("wav2capt.txt", "wavs"):
         if name not in places or folder not in places[name].parents:
             raise DataError(f"{folder}: {name} is missing")
-    wavs = {path.name: path for path in _listed(places["wavs"])}
+    wavs = {path.name: path for path in listed(places["wavs"])}
     if not wavs:
         raise DataError(f"{places['wavs']}: holds no recordings")
     speakers = dict(_fields(places["wav2spk.txt"], 2)) if "wav2spk.txt" in places else {}
@@ -281,7 +256,7 @@ def _sounds(places: Mapping[str, Path]) -> tuple[dict[tuple[str, int], _Recordin
 
 
 def _fields(path: Path, count: int) -> Iterator[list[str]]:
-    for number, line in _lines(path):
+    for number, line in lines(path):
         fields = line.split()
         if len(fields) != count:
             raise DataError(f"{path}: line {number}: expected {count} words (found {line[:60]!r})")
