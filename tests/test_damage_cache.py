@@ -17,12 +17,12 @@ from PIL import Image
 from wrecks import FLIPS, WRECKS, flipped
 
 from sensorium import proof
+from sensorium.data import search_index as index
 from sensorium.data.feature_keys import ContentKeys
 from sensorium.data.feature_shards import open_shard
 from sensorium.data.feature_store import IDENTITY, MEMO
 from sensorium.data.features import FeatureStore, FillOptions, cached
 from sensorium.errors import CheckpointError, DataError, DiskError
-from sensorium.families.thinking import index
 from sensorium.parts.encoders import Encoded
 
 OLD = 1_600_000_000_000_000_000  # a time long ago: the memo remembers only what has settled

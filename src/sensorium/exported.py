@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,27 @@ def results(loaded: Loaded) -> Iterator[Result]:
         result = read_result(path)
         if result.split == result.name and result.checkpoint == loaded.checkpoint.name:
             yield result
+
+
+def results_text(loaded: Loaded) -> str:
+    """Markdown: every metric that has a chance level, of every split that this checkpoint was evaluated on."""
+    found = []
+    for result in results(loaded):
+        metrics = result.evaluation.metrics
+        rows = [
+            (name, f"{value:.2f}", f"{metrics[f'chance/{name}']:.2f}")
+            for name, value in metrics.items()
+            if f"chance/{name}" in metrics
+        ]
+        found.append(f"Split `{result.split}`:\n\n" + table(("metric", "value", "chance"), rows))
+    return "\n\n".join(found) or "This checkpoint was not evaluated; `sensorium evaluate RUN` does it."
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Markdown."""
+    columns = list(columns)
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def is_export(folder: Path) -> bool:

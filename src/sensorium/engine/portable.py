@@ -19,20 +19,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
-import struct
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from pydantic import Field, ValidationError, field_validator
 from torch import Tensor
 
-from sensorium import reading
+from sensorium import reading, tensor_files
 from sensorium.config import Section
 from sensorium.engine import checkpoint, rundir
 from sensorium.engine.contract import Saved
@@ -40,18 +36,6 @@ from sensorium.errors import CheckpointError, printable
 from sensorium.files import make_folder, replacing
 
 FORMAT = 2
-_DAMAGE = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    AssertionError,
-    struct.error,
-)  # what torch.load was seen to raise for files with flipped bits
 _BODY = ("config", "facts", "weights", "checksum")
 
 
@@ -132,7 +116,7 @@ def write_pt(saved: Saved, path: Path) -> None:
 
 def read_pt(path: Path) -> Portable:
     """Read a file that ``write_pt`` wrote, and prove it. Raises CheckpointError for any other; no code in it is run."""
-    content = _load(path)
+    content = tensor_files.read(path)
     if not isinstance(content, dict) or not isinstance(content.get("format"), int) or "checkpoint" not in content:
         raise CheckpointError(f"{path}: not a file that this program wrote (it names no format and no checkpoint)")
     if content["format"] != FORMAT:
@@ -148,10 +132,7 @@ def read_pt(path: Path) -> Portable:
         raise CheckpointError(f"{path}: damaged; {problem}")
     if head.checksum(config, facts) != checksum:
         raise CheckpointError(f"{path}: damaged (the checksum of its values differs)")
-    if not all(isinstance(name, str) and _is_plain(tensor) for name, tensor in weights.items()):
-        raise CheckpointError(f"{path}: damaged; its weights must be plain tensors by name")
-    if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) > path.stat().st_size:
-        raise CheckpointError(f"{path}: damaged; its weights claim more numbers than the file holds")
+    tensor_files.require_plain(path, weights)
     try:
         intact = checkpoint.digest_of(weights) == head.weights_digest
     except RuntimeError:  # a tensor of strides that no file of ours has
@@ -159,33 +140,6 @@ def read_pt(path: Path) -> Portable:
     if not intact:
         raise CheckpointError(f"{path}: damaged (the checksum of its weights differs)")
     return Portable(path, head, config, facts, weights)
-
-
-def _load(path: Path) -> Any:
-    """What the file holds: tensors and plain values, for nothing else is read."""
-    try:
-        with reading.open_plain(path) as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd pickles: the checksums say what they are worth
-            _require_stored(file)
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except IsADirectoryError:
-        raise CheckpointError(f"{path}: a folder; give a .pt file that training wrote") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or 'damaged'})") from error
-    except _DAMAGE as error:
-        raise CheckpointError(f"{path}: damaged, or holds more than tensors and plain values") from error
-
-
-def _require_stored(file: BinaryIO) -> None:
-    """torch packs nothing: a packed member may be a bomb. Raises BadZipFile."""
-    with zipfile.ZipFile(file) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise zipfile.BadZipFile("a packed member")
-    file.seek(0)
-
-
-def _is_plain(tensor: object) -> bool:
-    return type(tensor) is Tensor and tensor.layout is torch.strided and tensor.device.type == "cpu"
 
 
 def find_native(found: Portable) -> Path | None:

@@ -10,10 +10,12 @@ from sensorium.engine.settings import RunConfig
 from sensorium.families.interaction.config import ModelConfig
 from sensorium.families.interaction.data import DataConfig
 from sensorium.families.interaction.evaluator import InteractionEvaluator
+from sensorium.families.interaction.export import write_hf
 from sensorium.families.interaction.plan import begin_stage, stages
 from sensorium.families.interaction.presets import PRESETS
 from sensorium.families.interaction.sources import facts, sources
 from sensorium.families.interaction.task import InteractionTask, after_step, at_chance, initial
+from sensorium.families.interaction.use import Searcher
 
 
 def _task(config: RunConfig, facts: Mapping[str, Any]) -> InteractionTask:
@@ -37,4 +39,6 @@ FAMILY = Family(
     at_chance=at_chance,
     evaluator=InteractionEvaluator,
     accumulation="inside-task",
+    use=Searcher,
+    exports={"hf": write_hf},
 )

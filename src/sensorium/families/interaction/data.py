@@ -37,6 +37,7 @@ SMALLEST_CROP = 0.6  # of a picture's area; captions speak of the whole
 RESIZE = 256 / 224  # short side before the centre crop of an evaluation
 NAMES: Mapping[Modality, str] = {"text": "ids", "image": "pixels", "audio": "mel"}  # in a batch
 Stores: TypeAlias = Mapping[Modality, features.FeatureSource]
+ONE_PLACE = r"^[^{}]*\{\}[^{}]*$"  # of a name in a text
 TURNED = Image.Transpose.FLIP_LEFT_RIGHT
 
 
@@ -74,8 +75,12 @@ class DataConfig(Section):
     validation_groups: int | None = Field(
         1000, ge=1, description="Validation takes so many pictures or clips of each set; null takes all."
     )
-    zero_shot_text: str = Field("the sound of {}", description="What a class of sounds is called in a text.")
-    zero_shot_picture: str = Field("a picture of {}", description="What a class of pictures is called in a text.")
+    zero_shot_sound: str = Field(
+        "the sound of {}", pattern=ONE_PLACE, description="What a class of sounds is called in a text; {} is its name."
+    )
+    zero_shot_picture: str = Field(
+        "a picture of {}", pattern=ONE_PLACE, description="What a class of pictures is called in a text."
+    )
     cache: str | None = Field(None, description="Folder of the caches; null takes SENSORIUM_CACHE or ~/.cache.")
     keep_pictures: bool = Field(True, description="Keep small copies of large pictures, which decode faster.")
 
@@ -199,7 +204,7 @@ class TrainSource:
 @dataclass(eq=False)
 class EvalSource:
     """Texts, pictures and recordings one by one, and what they belong to. ``names``: of the sets; ``notes``: what is
-    missing of them, for the tables."""
+    missing of them, for the tables; ``label_names``: those that training knows."""
 
     rows: Sequence[Row]
     media: Media
@@ -207,6 +212,7 @@ class EvalSource:
     notes: Sequence[str] = ()
     groups: np.ndarray | None = None
     mix: Mix | None = None
+    label_names: Sequence[str] = ()
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -226,7 +232,8 @@ class EvalSource:
         if isinstance(row.content, str):
             return {"ids": self.media.tokenizer.encode(row.content)[0]}
         if row.modality == "image":
-            return {"pixels": self.media.picture(row.content, None)}
+            labels = {"labels": np.isin(self.label_names, row.labels)} if self.label_names else {}
+            return {"pixels": self.media.picture(row.content, None), **labels}
         return {"mel": self.media.sound(row.content, None)}
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:

@@ -6,8 +6,7 @@ Legend: N rows of the split, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import combinations, permutations
+from itertools import combinations
 from typing import TypeAlias
 
 import numpy as np
@@ -18,33 +17,17 @@ from sensorium.data.items import MODALITIES, Modality
 from sensorium.engine.contract import Batch, Card, Evaluation, Gallery, Shown, Source, Table
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import DataError
-from sensorium.families.interaction import losses
-from sensorium.families.interaction.data import EvalSource
-from sensorium.families.interaction.samples import Row
+from sensorium.families.interaction import judgements, losses, speakers
+from sensorium.families.interaction.data import DataConfig, EvalSource
+from sensorium.families.interaction.directions import KS, NOUN, Direction, directions
+from sensorium.families.interaction.judgements import Judged
+from sensorium.families.interaction.samples import MOST_TEXTS, Row
 from sensorium.families.interaction.sources import UNIMODAL
 from sensorium.families.interaction.task import InteractionTask, encode
 from sensorium.metrics.retrieval import RetrievalResult, retrieval_of_embeddings
 
-KS = (1, 5, 10)
-LETTER: Mapping[Modality, str] = {"text": "t", "image": "i", "audio": "a"}
-NOUN: Mapping[Modality, str] = {"text": "text", "image": "picture", "audio": "sound"}
 BEST_R_SUM = 600.0
 CARDS, SHOWN = 6, 5  # queries of a gallery, results of each
-
-
-@dataclass(frozen=True)
-class Direction:
-    """A question to one set: which of its ``gallery`` items belong to a ``query``. Numbers are rows of the split."""
-
-    set: int
-    query: Modality
-    gallery: Modality
-    asked: np.ndarray
-    stock: np.ndarray
-
-    @property
-    def short(self) -> str:
-        return f"{LETTER[self.query]}2{LETTER[self.gallery]}"
 
 
 Results: TypeAlias = Mapping[tuple[str, str], RetrievalResult]
@@ -54,11 +37,18 @@ class InteractionEvaluator:
     """Embeds every text, picture and recording once."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.batch_size = config.evaluate.batch_size
+        assert isinstance(config.data, DataConfig)
+        self.batch_size, self.seed = config.evaluate.batch_size, config.seed
+        self.templates: judgements.Templates = {
+            "audio": config.data.zero_shot_sound,
+            "image": config.data.zero_shot_picture,
+        }
 
     def collect(self, task: nn.Module, batch: Batch, *, final: bool) -> Mapping[str, Tensor]:
         del final
         assert isinstance(task, InteractionTask)
+        if bool((batch["has"].sum(dim=1) > 1).any()):
+            raise DataError("the training split holds pairs, not single things to rank; evaluate val or test")
         encodings = encode(task.model, batch)
         z = torch.stack([task.model.embed(m, encoding.pooled) for m, encoding in encodings.items()]).sum(dim=0)
         found = {"z": z.float()}
@@ -74,21 +64,36 @@ class InteractionEvaluator:
         assert isinstance(task, InteractionTask)
         asked = list(directions(source))
         z, groups = collected["z"].numpy(), np.array([row.group for row in source.rows], np.int64)
+        further: list[Table] = []
+        if final:
+            judged = Judged(z, groups, source, task, self.templates, self.batch_size)
+            further = [*judgements.tables(judged, asked), *speakers.tables(z, source, self.seed)]
+        if not asked and not further:
+            raise DataError("the split cannot be evaluated: no group has items of two modalities")
         results = {
             (source.names[d.set], d.short): retrieval_of_embeddings(
                 (z[d.asked], groups[d.asked]), (z[d.stock], groups[d.stock]), KS
             )
             for d in asked
         }
-        metrics = {"loss": self._loss(collected, source, task)}
+        metrics = self._metrics(collected, source, task, results)
+        if not final:
+            return Evaluation(metrics)
+        tables = (_recall_table(source, asked, results), *further) if asked else tuple(further)
+        return Evaluation(metrics, tables, tuple(_galleries(z, source, asked)), tuple(_warnings(metrics)))
+
+    def _metrics(
+        self, collected: Mapping[str, Tensor], source: EvalSource, task: InteractionTask, results: Results
+    ) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        if results or task.stage == UNIMODAL:
+            metrics["loss"] = self._loss(collected, source, task)
         for (name, short), result in results.items():
             metrics |= {f"{name}/{short}/R@{k}": result.recall[k] for k in KS}
             metrics |= {f"chance/{name}/{short}/R@{k}": result.chance[k] for k in KS}
-        metrics |= {"r_sum": r_sum(results), "chance/r_sum": r_sum(results, chance=True)}
-        if not final:
-            return Evaluation(metrics)
-        tables = (_recall_table(source, asked, results),)
-        return Evaluation(metrics, tables, tuple(_galleries(z, source, asked)), tuple(_warnings(metrics)))
+        if results:
+            metrics |= {"r_sum": r_sum(results), "chance/r_sum": r_sum(results, chance=True)}
+        return metrics
 
     @torch.no_grad()
     def _loss(self, collected: Mapping[str, Tensor], source: EvalSource, task: InteractionTask) -> float:
@@ -114,24 +119,6 @@ class InteractionEvaluator:
                 values.setdefault(f"{a}-{b}", []).append((float(found[f"{a}-{b}"]), len(rows)))
         means = [sum(v * n for v, n in parts) / sum(n for _, n in parts) for parts in values.values()]
         return sum(means)
-
-
-def directions(source: EvalSource) -> Iterator[Direction]:
-    """What the split can be asked, set by set; queries without an answer in the gallery are left out.
-
-    Raises DataError when there is nothing to ask.
-    """
-    groups = np.array([row.group for row in source.rows], np.int64)
-    some = False
-    for number in range(len(source.names)):
-        mine = {m: source.numbers(m, number) for m in MODALITIES}
-        for query, gallery in permutations(MODALITIES, 2):
-            asked = mine[query][np.isin(groups[mine[query]], groups[mine[gallery]])]
-            if len(asked):
-                some = True
-                yield Direction(number, query, gallery, asked, mine[gallery])
-    if not some:
-        raise DataError("the split cannot be evaluated: no group has items of two modalities")
 
 
 def _true_pairs(source: EvalSource) -> Iterator[tuple[Modality, Modality, np.ndarray]]:
@@ -164,13 +151,17 @@ def _recall_table(source: EvalSource, asked: list[Direction], results: Results) 
         lines.append((name, NOUN[d.query], NOUN[d.gallery], *recalls, *ranks, *chances, found.queries, found.gallery))
     note = (
         "Percent of queries with at least one right item in the top k; ties count against the model. MdR, MnR: median "
-        "and mean rank of the best right item."
+        f"and mean rank of the best right item. Of each picture or sound the first {MOST_TEXTS} texts."
     )
-    return Table("Retrieval", columns, tuple(lines), " ".join([note, *source.notes]))
+    sizes: dict[str, dict[str, None]] = {}  # what is really there
+    for d in asked:
+        sizes.setdefault(source.names[d.set], {})[f"{len(d.stock):,} {NOUN[d.gallery]}s"] = None
+    there = ", ".join(f"{name} ({', '.join(counts)})" for name, counts in sizes.items())
+    return Table(f"Retrieval: {there}", columns, tuple(lines), " ".join([note, *(f"{n}." for n in source.notes)]))
 
 
 def _warnings(metrics: Mapping[str, float]) -> Iterator[str]:
-    found, chance = metrics["r_sum"], metrics["chance/r_sum"]
+    found, chance = metrics.get("r_sum", BEST_R_SUM), metrics.get("chance/r_sum", 0.0)
     if found - chance < 0.1 * (BEST_R_SUM - chance):
         yield f"R-Sum {found:.1f} is hardly above chance ({chance:.1f}): the model has not learned"
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sensorium.data.items import MODALITIES, DataSet, Item, Modality, Split
 from sensorium.errors import DataError
+
+MOST_TEXTS = 5  # of one picture or recording in an evaluation, the first: so COCO's tables are made
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,24 @@ def rows(
             for item in items:
                 if (content := item.content(modality)) is not None:
                     contents.setdefault((item.group, content), item)
+            if modality == "text":
+                contents = _first_texts(contents)
             found += [
                 Row(number, numbers[number][group], modality, content, item.text or item.id, item.labels, item.meta)
                 for (group, content), item in contents.items()
             ]
+    return found
+
+
+def _first_texts(texts: Mapping[tuple[str, str | Path], Item]) -> dict[tuple[str, str | Path], Item]:
+    """Of each picture or recording the first ``MOST_TEXTS``."""
+    seen = Counter[tuple[str, Path | None, Path | None]]()
+    found = {}
+    for key, item in texts.items():
+        about = (item.group, item.image, item.audio)
+        seen[about] += 1
+        if seen[about] <= MOST_TEXTS or about[1:] == (None, None):
+            found[key] = item
     return found
 
 

@@ -63,7 +63,10 @@ def sources(config: RunConfig, host: Host) -> Sources:
         list(data.sets),
         [f"{name}: {note}" for name, one in zip(data.sets, sets, strict=True) for note in one.notes],
     )
-    parts = {split: EvalSource(part, media, names, notes) if part else None for split, part in held.items()}
+    parts = {
+        split: EvalSource(part, media, names, notes, label_names=tuple(labels)) if part else None
+        for split, part in held.items()
+    }
     return Sources(source, parts["val"], parts["test"], {} if alone is None else {UNIMODAL: alone}, source)
 
 

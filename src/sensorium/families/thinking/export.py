@@ -7,7 +7,7 @@ training data and serves training alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def write_card(folder: Path, parts: Parts, use: str) -> None:
         "Use": use,
         "Training": _training(parts),
         "Frozen encoders": _encoders(parts),
-        "Results": _results(parts.loaded),
+        "Results": exported.results_text(parts.loaded),
         "Licence": _licence(parts),
         "Limits": _limits(parts),
     }
@@ -122,24 +122,10 @@ def _encoders(parts: Parts) -> str:
         for modality, encoder in parts.encoders.items()
     ]
     return (
-        _table(("modality", "encoder", "class", "sha256 of its weights"), rows)
+        exported.table(("modality", "encoder", "class", "sha256 of its weights"), rows)
         + "\n\nThey are not in this folder: "
         + "`config.json` names them with all their preprocessing."
     )
-
-
-def _results(loaded: Loaded) -> str:
-    """Every metric that has a chance level, of every split that this checkpoint was evaluated on."""
-    found = []
-    for result in exported.results(loaded):
-        metrics = result.evaluation.metrics
-        rows = [
-            (name, f"{value:.2f}", f"{metrics[f'chance/{name}']:.2f}")
-            for name, value in metrics.items()
-            if f"chance/{name}" in metrics
-        ]
-        found.append(f"Split `{result.split}`:\n\n" + _table(("metric", "value", "chance"), rows))
-    return "\n\n".join(found) or "This checkpoint was not evaluated; `sensorium evaluate RUN` does it."
 
 
 def _licence(parts: Parts) -> str:
@@ -165,12 +151,6 @@ def _limits(parts: Parts) -> str:
     if "audio" in parts.encoders:
         lines.append(f"Of a recording the first {data['audio_max_seconds']:g} seconds count.")
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    columns = list(columns)
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _without_queue(loaded: Loaded) -> Loaded:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sensorium import exported
 from sensorium.data import media
+from sensorium.data import search_index as index
 from sensorium.data.items import MODALITIES, Item, Modality
 from sensorium.engine.contract import Hit, Host, Loaded
 from sensorium.errors import CheckpointError, ConfigError
-from sensorium.families.thinking import index
 from sensorium.families.thinking.data import DataConfig, FeatureSource, collate, open_encoders, sources
 from sensorium.families.thinking.task import ThinkingTask
 from sensorium.parts.encoders import Encoded, FrozenEncoder
