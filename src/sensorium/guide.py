@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import math
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from sensorium.errors import ConfigError, RunError, Stopped
 
 if TYPE_CHECKING:
     from sensorium.engine.continuation import Start
     from sensorium.engine.contract import Evaluation, Family, Listener, Saved
+    from sensorium.engine.settings import RunConfig
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,11 +69,27 @@ def settings_of(given: Mapping[str, Any], places: Mapping[str, str]) -> dict[str
     return tree
 
 
+class Files(Protocol):
+    """The files that a guide promises. ``last``: of the newest checkpoint; ``flag``: what goes on from it."""
+
+    @property
+    def flag(self) -> str: ...
+
+    @property
+    def last(self) -> Path: ...
+
+    @property
+    def paths(self) -> tuple[Path, ...]: ...
+
+    def write(self, saved: Saved) -> None: ...
+
+
 @dataclass(frozen=True)
 class BestAndLast:
     """``best.pt`` and ``last.pt`` in one folder, each written whole or not at all."""
 
     folder: Path
+    flag: str = "--checkpoint"
 
     @property
     def best(self) -> Path:
@@ -90,6 +109,90 @@ class BestAndLast:
 
         for path in self.paths if saved.better else (self.last,):
             write_pt(saved, path)
+
+
+Values = Callable[["RunConfig", Mapping[str, Any], str, Mapping[str, float]], Mapping[str, Any]]
+"""From a run's configuration and facts, a stage's name and validation metrics to plain values for a ``.pt`` file."""
+
+
+class EpochFiles:
+    """``best_model.pt``, ``final_model.pt``, ``checkpoint_epoch_N.pt`` (N from 1) and ``checkpoint_last.pt``.
+
+    They hold the weights whose names begin with ``prefix``, and the ``values`` of their family. Epochs that are
+    multiples of ``every`` have a file, and those in which a stage ends.
+    """
+
+    flag = "--resume"
+
+    def __init__(self, family: Family, folder: Path, every: int, prefix: str, values: Values) -> None:
+        self.family, self.folder, self.every, self.prefix, self.values = family, folder, every, prefix, values
+        self.validated: tuple[int, Mapping[str, float]] | None = None  # step and metrics, as a listener hears of them
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best_model.pt"
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "checkpoint_last.pt"
+
+    @property
+    def final(self) -> Path:
+        return self.folder / "final_model.pt"
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return self.best, self.final, self.last, *sorted(self.folder.glob("checkpoint_epoch_*.pt"))
+
+    def write(self, saved: Saved) -> None:
+        """The last one, which gets the other names that are due, each whole or not at all."""
+        from sensorium.engine import checkpoint, rundir, session
+        from sensorium.engine.portable import Part, write_pt
+        from sensorium.files import link_or_copy, remove, rename
+
+        ends = rundir.read_json(saved.checkpoint / checkpoint.STATE)["stage_ends"]
+        config, facts = session.read_config(self.family, saved.run), rundir.read_facts(saved.run)["facts"]
+        stage = self.family.stages(config)[bisect_left(ends, saved.step)].name
+        values = self.values(config, facts, stage, self._metrics(saved))
+        write_pt(saved, self.last, Part(self.prefix, values))
+        epoch = due_epoch(saved, self.every, ends)
+        names = [self.best] * saved.better + [self.final] * (saved.step == ends[-1])
+        for path in (*names, *([] if epoch is None else [self.folder / f"checkpoint_epoch_{epoch}.pt"])):
+            second = path.with_name(f".{path.name}.tmp")
+            remove(second)  # of a process that was killed
+            link_or_copy(self.last, second)
+            rename(second, path)
+
+    def _metrics(self, saved: Saved) -> Mapping[str, float]:
+        """Of the validation at this step; empty where there was none."""
+        from sensorium.engine.files import plain, read_lines
+
+        if self.validated is not None and self.validated[0] == saved.step:
+            found: Mapping[str, float] = plain(self.validated[1])
+            return found
+        if self.validated is not None or not (saved.run / "metrics.jsonl").exists():
+            return {}
+        lines = (line for line in read_lines(saved.run / "metrics.jsonl") if line.get("kind") == "val")
+        return next((line["metrics"] for line in lines if line["step"] == saved.step), {})
+
+    def begin_anew(self, but: str | None) -> None:
+        """Remove what an earlier run left, which has been set aside with it; ``but``: the file that this one begins
+        with."""
+        from sensorium.files import remove
+
+        for path in self.paths:
+            if but is None or path.absolute() != Path(but).absolute():
+                remove(path)
+
+
+def due_epoch(saved: Saved, every: int, stage_ends: Sequence[int]) -> int | None:
+    """The epoch, counted from 1, that ended at this step or in which a stage did; None where no file is due."""
+    now, before = (round(saved.epoch * step / saved.step, 9) for step in (saved.step, saved.step - 1))
+    if int(now / every) > int(before / every):
+        return int(now / every) * every
+    if saved.step not in stage_ends:
+        return None
+    return int(now) if int(now) > int(before) else math.ceil(now)
 
 
 def no_8bit(device: str = "auto") -> str | None:
@@ -122,7 +225,7 @@ def leads(start: Start) -> bool:
     return launch.is_main()
 
 
-def train(family: Family, start: Start, listener: Listener, files: BestAndLast) -> Evaluation | None:
+def train(family: Family, start: Start, listener: Listener, files: Files) -> Evaluation | None:
     """Train as decided; returns the evaluation of the best checkpoint, to the main process only."""
     from sensorium.engine import checkpoint, continuation, launch
 
@@ -130,7 +233,7 @@ def train(family: Family, start: Start, listener: Listener, files: BestAndLast) 
         result = continuation.train(family, start, listener, files)
     except (RunError, Stopped) as error:
         saved = files.last.exists() and checkpoint.complete(start.run)[0]  # else it is an earlier run's
-        way = f"\nTo go on: --checkpoint {files.last}" if saved else ""
+        way = f"\nTo go on: {files.flag} {files.last}" if saved else ""
         told = type(error)(f"{error}{way}")
         told.exit_code = error.exit_code
         raise told from error

@@ -62,10 +62,17 @@ class Content:
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
     frozen: str = ""  # digest of the weights that are not stored
+    part: str = ""  # these are the weights whose names begin so; others stay as they are
 
 
 def folder_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"{_PREFIX}{step:08d}"
+
+
+def step_of(folder: Path) -> int | None:
+    """The step that the name of a checkpoint says; None where it is no number."""
+    number = folder.name.removeprefix(_PREFIX)
+    return int(number) if number.isdecimal() else None
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:

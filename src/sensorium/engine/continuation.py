@@ -169,16 +169,18 @@ def _stand_at(family: Family, point: Point, run: Path, files: Files) -> None:
     state = session.load(native, family.name).state
     step, best = int(state["step"]), state["best"]
     at = f"exactly at step {step} (epoch {point.epoch:.4g})"
-    folders = {step: native}
-    if best is not None and int(best["step"]) != step:
-        earlier = checkpoint.folder_of(origin, int(best["step"]))
-        folders = {int(best["step"]): earlier, **folders} if earlier.is_dir() else folders
+    # Those of earlier stages, too: a stage may ask for the weights that it began with.
+    earlier = {*state["kept"], *([] if best is None else [int(best["step"])])} - {step}
+    there = {number: checkpoint.folder_of(origin, number) for number in sorted(earlier)}
+    folders = {number: folder for number, folder in there.items() if folder.is_dir()} | {step: native}
     if _newest(run) == native.resolve():
         print(f"Continuing {run} {at}", flush=True)
     else:
         aside = rundir.branch(origin, tuple(folders.values()), run, files.paths)
         kept = "" if aside is None else f"; what was there is kept as {aside}"
         print(f"Continuing {origin} {at}, as a branch in {run}{kept}", flush=True)
+        for path in files.paths if aside is not None else ():  # of a later point; the folder set aside has them
+            remove(path)
     with rundir.locked(run):
         for number in folders:
             better = best is not None and int(best["step"]) == number

@@ -139,7 +139,8 @@ def _train(job: _Job) -> Evaluation | None:
         say(f"All {progress.step} steps are done; train.steps or train.epochs makes the run longer.")
         return None
     if backend.is_main:
-        _require_room(folder, weights_of(task, parameters), parameters, config, 2 * len(plan) - 2)
+        more = 2 * len(plan) - 2 + (config.checkpoint.keep if config.checkpoint.milestone_epochs else 0)
+        _require_room(folder, weights_of(task, parameters), parameters, config, more)
     if backend.is_main and resume:  # only now: what cannot be trained must not stay
         rundir.store_config(folder, config)
         checkpoint.clear_leftovers(folder)  # where all steps are done, no save follows that would
@@ -167,7 +168,7 @@ def _train(job: _Job) -> Evaluation | None:
 def _require_room(
     folder: Path, weights: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter], config: RunConfig, more: int
 ) -> None:
-    """Before the first step: what is known to end on a full disk is not begun. ``more``: kept of earlier stages."""
+    """Before the first step: what is known to end on a full disk is not begun. ``more``: kept besides."""
     size = sum(tensor.nbytes for tensor in weights.values()) + optim.state_bytes(parameters, config.optim)
     checkpoint.require_room(folder, size, config.checkpoint.keep + more)
 
@@ -302,6 +303,7 @@ def _after_step(
     wanted = [number in run.stop for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)]
     saving, *stopping = run.backend.anywhere(wanted)
     due = clock.due(step, config.checkpoint.every_steps, config.checkpoint.every_epochs)
+    due = due or clock.due(step, None, config.checkpoint.milestone_epochs)
     if due or better or saving or any(stopping) or last_of_stage:
         progress.optimizer = optim.export_state(optimizer, chosen)
         progress.scaler, progress.processes = run.backend.write_state(), run.backend.world
@@ -313,9 +315,8 @@ def _after_step(
             best = progress.best or {}
             # First told, then pruned: until the listener's own files are new, what they were made from is there.
             run.tracker.saved(Saved(run.folder, saved, step, clock.epoch(step), better, best.get("value")))
-            checkpoint.prune(
-                run.folder, config.checkpoint.keep, [*progress.kept, *([int(best["step"])] if best else [])], step
-            )
+            kept = [*progress.kept, *_milestones(run), *([int(best["step"])] if best else [])]
+            checkpoint.prune(run.folder, config.checkpoint.keep, kept, step)
         run.backend.barrier()
         while signal.SIGUSR1 in run.stop:
             run.stop.remove(signal.SIGUSR1)
@@ -325,6 +326,13 @@ def _after_step(
     if any(stopping):
         number = signal.SIGINT if stopping[-1] else signal.SIGTERM
         raise signals.stopped(number, f"stopped at step {step}; saved. {_again(run.folder)}")
+
+
+def _milestones(run: Run) -> list[int]:
+    """Steps of the newest checkpoints that were due as milestones."""
+    settings, steps = run.config.checkpoint, [checkpoint.step_of(folder) for folder in checkpoint.named(run.folder)]
+    found = [step for step in steps if step is not None and run.clock.due(step, None, settings.milestone_epochs)]
+    return found[-settings.keep :]
 
 
 def _validate(run: Run, source: Source) -> bool:

@@ -4,6 +4,8 @@
 format, family           2; the family's name
 config, facts            the resolved configuration; what the task took from the data
 weights                  tensors on the CPU, by name
+                         or, where a guide wants a part of the task alone: ``part``, the beginning of its names,
+                         ``model_state_dict`` with what follows it, and plain ``values`` beside, whose names these are
 weights_digest           of these; frozen: of the weights that are not stored
 step, epoch, value       position; best validation value so far (None: never validated)
 checkpoint               the native checkpoint (checkpoint.py) that it was made from: ``absolute`` and ``relative``
@@ -36,7 +38,8 @@ from sensorium.errors import CheckpointError, printable
 from sensorium.files import make_folder, replacing
 
 FORMAT = 2
-_BODY = ("config", "facts", "weights", "checksum")
+_BODY = ("config", "facts", "checksum")
+WHOLE, PART = "weights", "model_state_dict"  # what the weights are called
 
 
 class Native(Section):
@@ -67,11 +70,22 @@ class Head(Section):
     value: float | None = Field(allow_inf_nan=True)
     weights_digest: str
     checkpoint: Native
+    part: str = ""
+    values: tuple[str, ...] = ()
 
-    def checksum(self, config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    def checksum(self, *others: Mapping[str, Any]) -> str:
         """Of these and all that is said here. Raises TypeError, ValueError or RecursionError for what is no JSON."""
-        text = json.dumps([self.model_dump(), config, facts], sort_keys=True)
+        head = self.model_dump(mode="json", exclude_defaults=True)
+        text = json.dumps([head, *others], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Part:
+    """The weights whose names begin with ``prefix`` alone, and plain ``values`` for who loads them by other means."""
+
+    prefix: str
+    values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -86,18 +100,25 @@ class Portable:
 
     def content(self) -> checkpoint.Content:
         """As a checkpoint without optimizer and state."""
-        return checkpoint.Content(self.weights, {}, {}, self.head.frozen)
+        return checkpoint.Content(self.weights, {}, {}, self.head.frozen, self.head.part)
 
 
-def write_pt(saved: Saved, path: Path) -> None:
-    """Write the checkpoint that was just completed as one file: whole or not at all. Raises CheckpointError."""
+def write_pt(saved: Saved, path: Path, part: Part | None = None) -> None:
+    """Write the checkpoint that was just completed, or a part of it, as one file: whole or not at all.
+
+    Raises CheckpointError.
+    """
     family = checkpoint.check(saved.checkpoint).family
     content = checkpoint.load(saved.checkpoint, family)
+    weights, values = content.weights, {} if part is None else dict(part.values)
+    if part is not None:
+        chosen = [name for name in weights if name.startswith(part.prefix)]
+        weights = {name.removeprefix(part.prefix): weights[name] for name in chosen}
     head = Head(
         format=FORMAT,
         family=family,
         frozen=content.frozen,
-        weights_digest=checkpoint.digest_of(content.weights),
+        weights_digest=checkpoint.digest_of(weights),
         step=saved.step,
         epoch=saved.epoch,
         value=saved.value,
@@ -106,12 +127,15 @@ def write_pt(saved: Saved, path: Path) -> None:
             relative=os.path.relpath(saved.checkpoint, path.parent),
             manifest=_manifest_digest(saved.checkpoint) or "",
         ),
+        part="" if part is None else part.prefix,
+        values=tuple(values),
     )
     config, facts = rundir.stored_config(saved.run), rundir.read_facts(saved.run)["facts"]
-    body = {"config": config, "facts": facts, "weights": content.weights, "checksum": head.checksum(config, facts)}
+    checksum = head.checksum(config, facts, *([values] if values else []))
+    body = {"config": config, "facts": facts, WHOLE if part is None else PART: weights, "checksum": checksum}
     make_folder(path.parent)
     with replacing(path) as file:
-        torch.save({**head.model_dump(), **body}, file)
+        torch.save({**values, **head.model_dump(exclude_defaults=True), **body}, file)
 
 
 def read_pt(path: Path) -> Portable:
@@ -121,16 +145,22 @@ def read_pt(path: Path) -> Portable:
         raise CheckpointError(f"{path}: not a file that this program wrote (it names no format and no checkpoint)")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path}: format {content['format']}; this version reads format {FORMAT}")
-    config, facts, weights, checksum = (content.pop(name, None) for name in _BODY)
+    config, facts, checksum = (content.pop(name, None) for name in _BODY)
+    weights = content.pop(PART if "part" in content else WHOLE, None)
+    names = content.get("values", ())
+    names = names if isinstance(names, tuple) else ()
+    values = {
+        name: content.pop(name, None) for name in names if isinstance(name, str) and name not in Head.model_fields
+    }
     try:
         head = Head.model_validate(content, strict=True)
     except ValidationError as error:
         raise CheckpointError(f"{path}: damaged at {checkpoint.first_problem(error)}") from None
     if not all(isinstance(part, dict) for part in (config, facts, weights)):
-        raise CheckpointError(f"{path}: damaged; {', '.join(_BODY)} must be there")
-    if problem := reading.problem_of({"config": config, "facts": facts}):
+        raise CheckpointError(f"{path}: damaged; {', '.join((*_BODY, WHOLE))} must be there")
+    if problem := reading.problem_of({"config": config, "facts": facts, "values": values}):
         raise CheckpointError(f"{path}: damaged; {problem}")
-    if head.checksum(config, facts) != checksum:
+    if head.checksum(config, facts, *([values] if values else [])) != checksum:
         raise CheckpointError(f"{path}: damaged (the checksum of its values differs)")
     tensor_files.require_plain(path, weights)
     try:
@@ -139,7 +169,7 @@ def read_pt(path: Path) -> Portable:
         intact = False
     if not intact:
         raise CheckpointError(f"{path}: damaged (the checksum of its weights differs)")
-    return Portable(path, head, config, facts, weights)
+    return Portable(path, head, config, facts, {f"{head.part}{name}": tensor for name, tensor in weights.items()})
 
 
 def find_native(found: Portable) -> Path | None:

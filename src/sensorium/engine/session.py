@@ -180,13 +180,14 @@ def weights_of(task: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str
 def load_weights(
     task: nn.Module, parameters: dict[str, nn.Parameter], content: checkpoint.Content, origin: Path
 ) -> None:
-    """Give ``task`` the weights of a checkpoint: strict over everything that ``weights_of`` names.
+    """Give ``task`` the weights of a checkpoint: strict over everything that ``weights_of`` names, or over the part.
 
     Raises CheckpointError naming the first difference, also when the frozen weights are not the same.
     """
     if content.frozen != frozen_digest(task, parameters):
         raise CheckpointError(f"{origin}: the frozen weights are not those that this run was begun with")
-    expected, weights = weights_of(task, parameters), content.weights
+    weights = content.weights
+    expected = {name: tensor for name, tensor in weights_of(task, parameters).items() if name.startswith(content.part)}
     wrong = sorted(expected.keys() ^ weights.keys()) or [n for n in expected if expected[n].shape != weights[n].shape]
     if wrong:
         raise CheckpointError(f"{origin}: does not fit the model of this configuration, for example at {wrong[0]!r}")

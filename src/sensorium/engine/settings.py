@@ -100,6 +100,9 @@ class Checkpoint(Section):
     )
     every_epochs: float | None = resumable(1.0, "Save each so many epochs; null switches it off.", gt=0)
     keep: int = resumable(2, "Newest checkpoints kept; the best one is kept besides.", ge=2)
+    milestone_epochs: float | None = resumable(
+        None, "Save each so many epochs, and keep the newest `keep` of these besides; null switches it off.", gt=0
+    )
     best_metric: str = Field("loss", description="Validation metric that chooses the best checkpoint.")
     best_mode: Literal["min", "max"] = Field("min", description="Whether less or more of `best_metric` is better.")
 

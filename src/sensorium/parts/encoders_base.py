@@ -18,7 +18,6 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from sensorium.errors import ConfigError
 
@@ -202,6 +201,8 @@ def config_digest(config: Mapping[str, Any]) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars, warnings and load reports of transformers; what matters in them becomes an error of ours."""
+    from transformers.utils import logging as transformers_logging  # half a second, for encoders of others alone
+
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

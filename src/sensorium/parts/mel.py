@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.audio_utils import mel_filter_bank
 
 from sensorium.errors import DataError
 from sensorium.parts.encoders_base import SAMPLE_RATE, Encoded
@@ -25,6 +24,8 @@ FRAMES_PER_SECOND = SAMPLE_RATE // HOP
 @lru_cache(maxsize=4)
 def _filters(bands: int) -> Tensor:
     """``[257, bands]``, triangles of height 1 on the HTK scale from 0 to 8 kHz."""
+    from transformers.audio_utils import mel_filter_bank  # half a second that using a trained model need not wait
+
     filters = mel_filter_bank(FFT // 2 + 1, bands, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm=None, mel_scale="htk")
     return torch.from_numpy(filters).float()
 
