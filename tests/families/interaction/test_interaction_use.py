@@ -17,13 +17,15 @@ from PIL import Image
 import sensorium
 from sensorium import families, use
 from sensorium.engine import loop, settings
-from sensorium.engine.contract import Host
+from sensorium.engine.contract import Host, Saved
+from sensorium.engine.portable import Part, write_pt
 from sensorium.errors import CheckpointError, ConfigError, DataError
+from sensorium.families.interaction import portable
 from sensorium.families.interaction.data import EvalSource
 from sensorium.families.interaction.model import InteractionModel
-from sensorium.families.interaction.portable import portable_content
+from sensorium.families.interaction.portable import load_model
 from sensorium.families.interaction.task import embed
-from sensorium.families.interaction.use import Searcher, load_model
+from sensorium.families.interaction.use import Searcher
 
 FAMILY = families.load("interaction")
 
@@ -31,9 +33,11 @@ FAMILY = families.load("interaction")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
+    shapes = {"reader": "synthetic", "root": str(tmp_path_factory.mktemp("shapes"))}
+    cache = str(tmp_path_factory.mktemp("features"))
     changes = {
-        "data": {"cache": str(tmp_path_factory.mktemp("features")), "validation_groups": 4},
-        "train": {"steps": 100, "batch_size": 32},
+        "data": {"sets": {"shapes": shapes}, "cache": cache, "validation_groups": 4},
+        "train": {"steps": 60, "batch_size": 32},
         "optim": {"lr": 3e-3},
     }
     loop.train(FAMILY, settings.resolve(FAMILY, "tiny", changes), folder, quiet=True)
@@ -49,12 +53,11 @@ def model(run: Path) -> Searcher:
 def file(model: Searcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As the guide's script writes it."""
     path = tmp_path_factory.mktemp("files") / "best_model.pt"
-    torch.save(content(model), path)
+    loaded = model.loaded
+    values = portable.values(loaded.config, loaded.facts, "full", {"r_sum": 120.0, "lost": float("nan")})
+    saved = Saved(loaded.run, loaded.checkpoint, 60, 2.5, True, 1.5)
+    write_pt(saved, path, Part(portable.PREFIX, values))
     return path
-
-
-def content(model: Searcher) -> dict[str, Any]:
-    return portable_content(model.loaded, stage="full", epoch=2.5, metrics={"r_sum": 120.0, "lost": float("nan")})
 
 
 def items(model: Searcher, modality: str) -> list[dict[str, Any]]:
@@ -160,7 +163,7 @@ def test_the_file_opens_in_a_fresh_process_and_loads_as_the_guide_says(model: Se
     program = (
         "import json, sys, torch\n"
         "from sensorium.families.interaction.model import create_model\n"
-        "from sensorium.families.interaction.use import load_model\n"
+        "from sensorium.families.interaction.portable import load_model\n"
         "content = torch.load(sys.argv[1], weights_only=True)\n"
         "plain = {name: value for name, value in content.items() if name != 'model_state_dict'}\n"
         "model, processor = load_model(sys.argv[1])\n"
@@ -187,32 +190,29 @@ def test_heads_that_only_training_needs_are_not_in_the_file(model: Searcher, fil
     assert len(weights) < len(model.task.state_dict())
 
 
-def test_a_damaged_file_is_refused(model: Searcher, tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused(model: Searcher, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+
     def refused(match: str, **changes: Any) -> None:
-        changed = {**content(model), **changes}
-        torch.save({name: value for name, value in changed.items() if value is not None}, tmp_path / "x.pt")
+        changed = {**torch.load(file, weights_only=True), **changes}
+        torch.save({name: value for name, value in changed.items() if value is not None}, path)
         with pytest.raises(CheckpointError, match=match) as caught:
-            load_model(tmp_path / "x.pt")
+            load_model(path)
         assert "\n" not in str(caught.value)
 
-    whole = content(model)
-    weights = whole["model_state_dict"]
+    weights = torch.load(file, weights_only=True)["model_state_dict"]
     first = next(iter(weights))
-    refused("no model of `interaction`", family="thinking")
-    refused("no model of `interaction`", model_state_dict=None)
-    refused("format 2; this version reads format 1", format=2)
-    refused("damaged at vocabulary", vocabulary=None)
-    refused("damaged at mel.seconds", mel={**whole["mel"], "seconds": -1.0})
-    refused("damaged; .*do not fit its model", mel={**whole["mel"], "mean": [0.0]})
-    refused("damaged", model={**whole["model"], "patch": 7})
-    refused("its weights do not fit its model", model_state_dict={**weights, "more": torch.zeros(1)})
-    refused("its weights do not fit its model", model={**whole["model"], "embedding": 64})
-    refused("its checksum differs", model_state_dict={**weights, first: weights[first] + 1})
-    refused("its checksum differs", epoch=3.5)
-    refused("its checksum differs", labels=whole["labels"][::-1])
-    (tmp_path / "x.pt").write_bytes(b"nothing")
+    refused("checksum of its values differs", family="thinking")
+    refused("damaged", model_state_dict=None)
+    refused("format 3", format=3)
+    refused("checksum of its weights differs", model_state_dict={**weights, first: weights[first] + 1})
+    refused("checksum of its weights differs", model_state_dict={**weights, "more": torch.zeros(1)})
+    refused("checksum of its values differs", epoch=3.5)
+    refused("checksum of its values differs", labels=["none"])
+    refused("checksum of its values differs", facts={**model.loaded.facts, "labels": ["none"]})
+    path.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="damaged, or holds more"):
-        load_model(tmp_path / "x.pt")
+        load_model(path)
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_model(tmp_path / "none.pt")
 
