@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sensorium import config as configuration
-from sensorium.engine.portable import read_pt
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import CheckpointError, ConfigError, DataError
 from sensorium.families.interaction.config import ModelConfig
@@ -23,7 +22,6 @@ from sensorium.families.interaction.model import InteractionModel
 from sensorium.families.interaction.processor import Processor, statistics
 from sensorium.families.interaction.words import Vocabulary, WordTokenizer
 
-FAMILY_NAME = "interaction"
 PREFIX = "model."  # of the names of these weights in a run
 
 
@@ -44,30 +42,25 @@ def values(config: RunConfig, facts: Mapping[str, Any], stage: str, metrics: Map
     }
 
 
-def load_model(path: str | Path) -> tuple[InteractionModel, Processor]:
-    """The model of a ``.pt`` file that training wrote (``best_model.pt``), on the CPU and in evaluation mode, and what
-    makes its inputs of files and texts. Nothing but the file is needed.
-
-    Raises CheckpointError for any other file, and for one of which a byte changed; no code in it is run.
-    """
-    found = read_pt(Path(path))
-    if found.head.family != FAMILY_NAME:
-        raise CheckpointError(f"{path}: weights of family {found.head.family!r}, not {FAMILY_NAME!r}")
+def model_of(
+    config: Mapping[str, Any], facts: Mapping[str, Any], weights: Mapping[str, Tensor], origin: str
+) -> tuple[InteractionModel, Processor]:
+    """The model of a run's configuration, facts and weights, on the CPU and in evaluation mode, and what makes its
+    inputs of files and texts. ``origin``: for messages. Raises CheckpointError when they do not fit each other."""
     try:
-        config = configuration.build(ModelConfig, found.config.get("model", {}))
-        data = configuration.build(DataConfig, found.config.get("data", {}))
-        facts = found.facts
-        tokenizer = WordTokenizer(Vocabulary.of(facts["vocabulary"]), config.max_tokens)
+        model_config = configuration.build(ModelConfig, config.get("model", {}))
+        data = configuration.build(DataConfig, config.get("data", {}))
+        tokenizer = WordTokenizer(Vocabulary.of(facts["vocabulary"]), model_config.max_tokens)
         mean, std = statistics(facts["mel_mean"]), statistics(facts["mel_std"])
         labels = tuple(str(label) for label in facts["labels"])
     except (ConfigError, DataError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: describes no model of `interaction` ({error})") from None
+        raise CheckpointError(f"{origin}: describes no model of `interaction` ({error})") from None
     with torch.device("meta"):
-        model = InteractionModel(config)
-    weights = {n.removeprefix(PREFIX): tensor for n, tensor in found.weights.items() if n.startswith(PREFIX)}
+        model = InteractionModel(model_config)
+    mine = {n.removeprefix(PREFIX): tensor for n, tensor in weights.items() if n.startswith(PREFIX)}
     try:
-        model.load_state_dict(weights, strict=True, assign=True)
+        model.load_state_dict(mine, strict=True, assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise CheckpointError(f"{path}: its weights do not fit its model ({reason})") from None
-    return model.eval(), Processor(tokenizer, config.image_size, mean, std, data.audio_max_seconds, labels)
+        raise CheckpointError(f"{origin}: its weights do not fit its model ({reason})") from None
+    return model.eval(), Processor(tokenizer, model_config.image_size, mean, std, data.audio_max_seconds, labels)
