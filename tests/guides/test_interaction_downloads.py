@@ -3,6 +3,7 @@ that a server of this machine publishes, cuts, forges and forgets."""
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import json
@@ -11,14 +12,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import published_trees as trees
 import pytest
 import soundfile
-from http_server import Fault, Page, Server, serve
+from disks import Failing, on
+from http_server import Fault, Page, Server, publish, serve
+from packs import zipped
 from published_archives import offer
 
 from sensorium import errors
@@ -185,6 +188,29 @@ def test_wrong_bytes_are_a_failure_and_the_rest_is_done(server: Server, script: 
     assert "set aside as data/clotho/archives/clotho_audio_validation.7z.bad" in lines[1]
     assert not Path("data/clotho/validation").exists()
     assert not Path("data/clotho/manifest.json").exists()
+
+
+def test_what_its_reader_cannot_read_is_no_success(
+    server: Server, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every byte as published, and yet a sound is missing."""
+    source = CATALOGUE["esc50"]
+    tree = {"ESC-50-master/meta/esc50.csv": b"filename,fold,target,category\n1.wav,1,0,dog\n2.wav,1,0,dog\n"}
+    content = zipped(tree | {"ESC-50-master/audio/1.wav": b"x", "ESC-50-master/LICENSE": b"CC"})
+    files = (publish(server, source.files[0], content),)
+    monkeypatch.setitem(CATALOGUE, "esc50", replace(source, files=files))
+    said = script("--datasets", "esc50")
+    assert said.code == 1
+    assert said.err.startswith("error: data/esc50/ESC-50-master/meta/esc50.csv: line 3: 2.wav is missing in")
+    assert not Path("data/esc50/manifest.json").exists()
+
+
+def test_a_disk_that_fills_up_is_told_apart_from_work_by_hand(server: Server, script: Script) -> None:
+    with on(Failing(errno.ENOSPC, ("write",), Path("data"))):
+        said = script("--datasets", "esc50")
+    assert said.code == 2
+    assert "No space left" in said.err
+    assert script("--datasets", "esc50").code == 0
 
 
 def test_archives_that_are_there_already_are_taken(server: Server, script: Script, tmp_path: Path) -> None:
