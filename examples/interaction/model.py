@@ -11,17 +11,8 @@ besides what makes texts, pictures and recordings ready for it.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sensorium.families.interaction.model import InteractionModel, create_model
-from sensorium.families.interaction.portable import Processor, model_of
-from sensorium.use import read_file
+from sensorium.families.interaction.processor import Processor
+from sensorium.families.interaction.use import load_model
 
 __all__ = ["InteractionModel", "Processor", "create_model", "load_model"]
-
-
-def load_model(path: str | Path) -> tuple[InteractionModel, Processor]:
-    """The model of a file that training wrote, on the CPU and in evaluation mode, and what makes its inputs of files
-    and texts. Nothing but the file is needed. Raises CheckpointError for any other file, and where a byte of it changed."""
-    found = read_file(path, "interaction")
-    return model_of(found.config, found.facts, found.weights, str(path))

@@ -40,6 +40,7 @@ KEYS = {
 }
 SETTINGS = {"model_size": "model.size", "epochs": "train.epochs", "lr": "optim.lr"}  # of a run that goes on
 DEMO = {"model_size": "tiny", "epochs": 3.0, "lr": 1e-3}
+PREFIX = "model."  # of the names of the model's weights in a run
 EVERY = 10  # epochs between two checkpoint_epoch_*.pt
 SIZES = {"tiny": "15M", "small": "35M", "base": "80M", "large": "200M"}
 
@@ -170,7 +171,7 @@ class Lines:
 
         self.start = start
         self.files = guide.EpochFiles(
-            self.family, start.run.parent / "checkpoints", EVERY, portable.PREFIX, portable.values
+            self.family, start.run.parent / "checkpoints", EVERY, PREFIX, portable.portable_content
         )
         how = "by an error"
         try:

@@ -17,8 +17,7 @@ from sensorium.errors import ConfigError, RunError, Stopped
 
 if TYPE_CHECKING:
     from sensorium.engine.continuation import Start
-    from sensorium.engine.contract import Evaluation, Family, Listener, Saved
-    from sensorium.engine.settings import RunConfig
+    from sensorium.engine.contract import Evaluation, Family, Listener, Loaded, Saved
 
 
 class Parser(argparse.ArgumentParser):
@@ -111,21 +110,23 @@ class BestAndLast:
             write_pt(saved, path)
 
 
-Values = Callable[["RunConfig", Mapping[str, Any], str, Mapping[str, float]], Mapping[str, Any]]
-"""From a run's configuration and facts, a stage's name and validation metrics to plain values for a ``.pt`` file."""
+class Content(Protocol):
+    """From a trained run to what a family's own file holds: ``model_state_dict`` and plain values."""
+
+    def __call__(self, loaded: Loaded, *, stage: str, epoch: float, metrics: Mapping[str, float]) -> dict[str, Any]: ...
 
 
 class EpochFiles:
     """``best_model.pt``, ``final_model.pt``, ``checkpoint_epoch_N.pt`` (N from 1) and ``checkpoint_last.pt``.
 
-    They hold the weights whose names begin with ``prefix``, and the ``values`` of their family. Epochs that are
+    They hold what ``content`` gives: the weights whose names begin with ``prefix``, and plain values. Epochs that are
     multiples of ``every`` have a file, and those in which a stage ends.
     """
 
     flag = "--resume"
 
-    def __init__(self, family: Family, folder: Path, every: int, prefix: str, values: Values) -> None:
-        self.family, self.folder, self.every, self.prefix, self.values = family, folder, every, prefix, values
+    def __init__(self, family: Family, folder: Path, every: int, prefix: str, content: Content) -> None:
+        self.family, self.folder, self.every, self.prefix, self.content = family, folder, every, prefix, content
         self.validated: tuple[int, Mapping[str, float]] | None = None  # step and metrics, as a listener hears of them
 
     @property
@@ -147,14 +148,14 @@ class EpochFiles:
     def write(self, saved: Saved) -> None:
         """The last one, which gets the other names that are due, each whole or not at all."""
         from sensorium.engine import checkpoint, rundir, session
-        from sensorium.engine.portable import Part, write_pt
+        from sensorium.engine.portable import write_part
         from sensorium.files import link_or_copy, remove, rename
 
         ends = rundir.read_json(saved.checkpoint / checkpoint.STATE)["stage_ends"]
-        config, facts = session.read_config(self.family, saved.run), rundir.read_facts(saved.run)["facts"]
-        stage = self.family.stages(config)[bisect_left(ends, saved.step)].name
-        values = self.values(config, facts, stage, self._metrics(saved))
-        write_pt(saved, self.last, Part(self.prefix, values))
+        loaded = session.open_run(self.family, saved.run, saved.checkpoint.name)
+        stage = self.family.stages(loaded.config)[bisect_left(ends, saved.step)].name
+        content = self.content(loaded, stage=stage, epoch=saved.epoch, metrics=self._metrics(saved))
+        write_part(saved, self.last, self.prefix, content)
         epoch = due_epoch(saved, self.every, ends)
         names = [self.best] * saved.better + [self.final] * (saved.step == ends[-1])
         for path in (*names, *([] if epoch is None else [self.folder / f"checkpoint_epoch_{epoch}.pt"])):

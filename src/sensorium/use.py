@@ -16,17 +16,8 @@ from sensorium import config as configuration
 from sensorium import exported, families
 from sensorium.engine import rundir, session
 from sensorium.engine.contract import Family, Loaded
-from sensorium.engine.portable import Portable, read_pt
 from sensorium.errors import CheckpointError, ConfigError
 from sensorium.files import new_folder, remove
-
-
-def read_file(path: str | Path, family: str) -> Portable:
-    """The ``.pt`` file of a run of ``family``, every byte proven; no code in it is run. Raises CheckpointError."""
-    found = read_pt(Path(path))
-    if found.head.family != family:
-        raise CheckpointError(f"{path}: weights of family {found.head.family!r}, not {family!r}")
-    return found
 
 
 def load(run: str | Path, checkpoint: str = "best", data: Mapping[str, Any] | None = None) -> Any:

@@ -4,14 +4,15 @@
 format, family           2; the family's name
 config, facts            the resolved configuration; what the task took from the data
 weights                  tensors on the CPU, by name
-                         or, where a guide wants a part of the task alone: ``part``, the beginning of its names,
-                         ``model_state_dict`` with what follows it, and plain ``values`` beside, whose names these are
 weights_digest           of these; frozen: of the weights that are not stored
 step, epoch, value       position; best validation value so far (None: never validated)
 checkpoint               the native checkpoint (checkpoint.py) that it was made from: ``absolute`` and ``relative``
                          (to the file's folder) path, ``manifest``: sha256 of its manifest.json
 checksum                 sha256 of all that is not the weights, as JSON
 ```
+A family may have a file of its own for what people use of its task: ``model_state_dict`` and plain values. Then all of
+this stands below ``run``, but for the weights: those there are, which are the ones whose names begin with ``part``.
+
 Tensors and plain values only, so that ``torch.load(path, weights_only=True)`` reads it without this program. It holds
 no optimizer: whoever continues from it exactly does so through the native checkpoint that it names.
 """
@@ -38,8 +39,8 @@ from sensorium.errors import CheckpointError, printable
 from sensorium.files import make_folder, replacing
 
 FORMAT = 2
-_BODY = ("config", "facts", "checksum")
-WHOLE, PART = "weights", "model_state_dict"  # what the weights are called
+_BODY = ("config", "facts", "weights", "checksum")
+RUN, PART = "run", "model_state_dict"  # in a family's own file
 
 
 class Native(Section):
@@ -71,21 +72,11 @@ class Head(Section):
     weights_digest: str
     checkpoint: Native
     part: str = ""
-    values: tuple[str, ...] = ()
 
-    def checksum(self, *others: Mapping[str, Any]) -> str:
+    def checksum(self, config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         """Of these and all that is said here. Raises TypeError, ValueError or RecursionError for what is no JSON."""
-        head = self.model_dump(mode="json", exclude_defaults=True)
-        text = json.dumps([head, *others], sort_keys=True)
+        text = json.dumps([self.model_dump(exclude_defaults=True), config, facts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Part:
-    """The weights whose names begin with ``prefix`` alone, and plain ``values`` for who loads them by other means."""
-
-    prefix: str
-    values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -103,21 +94,28 @@ class Portable:
         return checkpoint.Content(self.weights, {}, {}, self.head.frozen, self.head.part)
 
 
-def write_pt(saved: Saved, path: Path, part: Part | None = None) -> None:
-    """Write the checkpoint that was just completed, or a part of it, as one file: whole or not at all.
+def write_pt(saved: Saved, path: Path) -> None:
+    """Write the checkpoint that was just completed as one file: whole or not at all. Raises CheckpointError."""
+    weights = checkpoint.load(saved.checkpoint, checkpoint.check(saved.checkpoint).family).weights
+    _write(path, {**_about(saved, path, weights), "weights": weights})
 
-    Raises CheckpointError.
+
+def write_part(saved: Saved, path: Path, prefix: str, content: Mapping[str, Any]) -> None:
+    """Write a family's own file so that a run can go on from it, too: whole or not at all. Raises CheckpointError.
+
+    ``content``: ``model_state_dict``, the weights of the checkpoint whose names begin with ``prefix``, which they are
+    without here; and plain values.
     """
-    family = checkpoint.check(saved.checkpoint).family
-    content = checkpoint.load(saved.checkpoint, family)
-    weights, values = content.weights, {} if part is None else dict(part.values)
-    if part is not None:
-        chosen = [name for name in weights if name.startswith(part.prefix)]
-        weights = {name.removeprefix(part.prefix): weights[name] for name in chosen}
+    _write(path, {**content, RUN: _about(saved, path, content[PART], prefix)})
+
+
+def _about(saved: Saved, path: Path, weights: Mapping[str, Tensor], part: str = "") -> dict[str, Any]:
+    """All but the weights."""
+    manifest = checkpoint.check(saved.checkpoint)
     head = Head(
         format=FORMAT,
-        family=family,
-        frozen=content.frozen,
+        family=manifest.family,
+        frozen=manifest.frozen,
         weights_digest=checkpoint.digest_of(weights),
         step=saved.step,
         epoch=saved.epoch,
@@ -127,40 +125,38 @@ def write_pt(saved: Saved, path: Path, part: Part | None = None) -> None:
             relative=os.path.relpath(saved.checkpoint, path.parent),
             manifest=_manifest_digest(saved.checkpoint) or "",
         ),
-        part="" if part is None else part.prefix,
-        values=tuple(values),
+        part=part,
     )
     config, facts = rundir.stored_config(saved.run), rundir.read_facts(saved.run)["facts"]
-    checksum = head.checksum(config, facts, *([values] if values else []))
-    body = {"config": config, "facts": facts, WHOLE if part is None else PART: weights, "checksum": checksum}
+    body = {"config": config, "facts": facts, "checksum": head.checksum(config, facts)}
+    return {**head.model_dump(exclude_defaults=True), **body}
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
     make_folder(path.parent)
     with replacing(path) as file:
-        torch.save({**values, **head.model_dump(exclude_defaults=True), **body}, file)
+        torch.save(dict(content), file)
 
 
 def read_pt(path: Path) -> Portable:
     """Read a file that ``write_pt`` wrote, and prove it. Raises CheckpointError for any other; no code in it is run."""
     content = tensor_files.read(path)
+    if isinstance(content, dict) and isinstance(content.get(RUN), dict):
+        content = {**content[RUN], "weights": content.get(PART)}
     if not isinstance(content, dict) or not isinstance(content.get("format"), int) or "checkpoint" not in content:
         raise CheckpointError(f"{path}: not a file that this program wrote (it names no format and no checkpoint)")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path}: format {content['format']}; this version reads format {FORMAT}")
-    config, facts, checksum = (content.pop(name, None) for name in _BODY)
-    weights = content.pop(PART if "part" in content else WHOLE, None)
-    names = content.get("values", ())
-    names = names if isinstance(names, tuple) else ()
-    values = {
-        name: content.pop(name, None) for name in names if isinstance(name, str) and name not in Head.model_fields
-    }
+    config, facts, weights, checksum = (content.pop(name, None) for name in _BODY)
     try:
         head = Head.model_validate(content, strict=True)
     except ValidationError as error:
         raise CheckpointError(f"{path}: damaged at {checkpoint.first_problem(error)}") from None
     if not all(isinstance(part, dict) for part in (config, facts, weights)):
-        raise CheckpointError(f"{path}: damaged; {', '.join((*_BODY, WHOLE))} must be there")
-    if problem := reading.problem_of({"config": config, "facts": facts, "values": values}):
+        raise CheckpointError(f"{path}: damaged; {', '.join(_BODY)} must be there")
+    if problem := reading.problem_of({"config": config, "facts": facts}):
         raise CheckpointError(f"{path}: damaged; {problem}")
-    if head.checksum(config, facts, *([values] if values else [])) != checksum:
+    if head.checksum(config, facts) != checksum:
         raise CheckpointError(f"{path}: damaged (the checksum of its values differs)")
     tensor_files.require_plain(path, weights)
     try:
@@ -189,7 +185,7 @@ def find_native(found: Portable) -> Path | None:
 def _runs(found: Portable) -> Iterator[Path]:
     """Folders that may be the run, likely ones first."""
     yield found.path.parent  # it was set aside with its run
-    here = found.path.parent / found.head.checkpoint.relative
+    here = Path(os.path.normpath(found.path.parent / found.head.checkpoint.relative))
     for native in (here, Path(found.head.checkpoint.absolute)):
         run = native.parent.parent
         yield run

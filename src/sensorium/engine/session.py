@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from sensorium import config as configuration
 from sensorium.engine import checkpoint, portable, rundir
-from sensorium.engine.backend import Backend
 from sensorium.engine.contract import Family, Host, Loaded, Saved, Source, Sources
 from sensorium.engine.guard import Buffers, Guard
 from sensorium.engine.order import Clock, Share
@@ -25,6 +24,9 @@ from sensorium.engine.settings import RunConfig, config_class
 from sensorium.engine.stages import learnable
 from sensorium.engine.tracking import Level, Tracker
 from sensorium.errors import CheckpointError
+
+if TYPE_CHECKING:  # accelerate, which using a trained model need not wait for
+    from sensorium.engine.backend import Backend
 
 Say = Callable[[str], None]
 _log = logging.getLogger(__name__)

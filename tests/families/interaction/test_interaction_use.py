@@ -17,27 +17,15 @@ from PIL import Image
 import sensorium
 from sensorium import families, use
 from sensorium.engine import loop, settings
-from sensorium.engine.contract import Host, Saved
-from sensorium.engine.portable import Part, write_pt
+from sensorium.engine.contract import Host
 from sensorium.errors import CheckpointError, ConfigError, DataError
-from sensorium.families.interaction import portable
 from sensorium.families.interaction.data import EvalSource
 from sensorium.families.interaction.model import InteractionModel
-from sensorium.families.interaction.processor import Processor
+from sensorium.families.interaction.portable import portable_content
 from sensorium.families.interaction.task import embed
-from sensorium.families.interaction.use import Searcher
-from sensorium.use import read_file
+from sensorium.families.interaction.use import Searcher, load_model
 
 FAMILY = families.load("interaction")
-
-
-GUIDE = Path(__file__).parents[3] / "examples/interaction"
-
-
-def load_model(path: Path) -> tuple[InteractionModel, Processor]:
-    """As the guide's ``model.py`` does, whose name is too common to be imported here."""
-    found = read_file(path, "interaction")
-    return portable.model_of(found.config, found.facts, found.weights, str(path))
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +51,12 @@ def model(run: Path) -> Searcher:
 def file(model: Searcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As the guide's script writes it."""
     path = tmp_path_factory.mktemp("files") / "best_model.pt"
-    loaded = model.loaded
-    values = portable.values(loaded.config, loaded.facts, "full", {"r_sum": 120.0, "lost": float("nan")})
-    saved = Saved(loaded.run, loaded.checkpoint, 60, 2.5, True, 1.5)
-    write_pt(saved, path, Part(portable.PREFIX, values))
+    torch.save(content(model), path)
     return path
+
+
+def content(model: Searcher) -> dict[str, Any]:
+    return portable_content(model.loaded, stage="full", epoch=2.5, metrics={"r_sum": 120.0, "lost": float("nan")})
 
 
 def items(model: Searcher, modality: str) -> list[dict[str, Any]]:
@@ -173,8 +162,7 @@ def test_the_file_opens_in_a_fresh_process_and_loads_as_the_guide_says(model: Se
     program = (
         "import json, sys, torch\n"
         "from sensorium.families.interaction.model import create_model\n"
-        "sys.path.insert(0, sys.argv[2])\n"
-        "from model import load_model\n"
+        "from sensorium.families.interaction.use import load_model\n"
         "content = torch.load(sys.argv[1], weights_only=True)\n"
         "plain = {name: value for name, value in content.items() if name != 'model_state_dict'}\n"
         "model, processor = load_model(sys.argv[1])\n"
@@ -182,9 +170,7 @@ def test_the_file_opens_in_a_fresh_process_and_loads_as_the_guide_says(model: Se
         "fused = model(**processor(texts=['a small red circle']))['fused_features']\n"
         "print(json.dumps([plain, fused.tolist()]))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(file), str(GUIDE)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program, str(file)], capture_output=True, text=True, check=True)
     plain, fused = json.loads(done.stdout)
     assert plain["size"] == "custom"
     assert (plain["embed_dim"], plain["num_classes"], plain["stage"], plain["epoch"]) == (32, 20, "full", 2.5)
@@ -203,29 +189,32 @@ def test_heads_that_only_training_needs_are_not_in_the_file(model: Searcher, fil
     assert len(weights) < len(model.task.state_dict())
 
 
-def test_a_damaged_file_is_refused(model: Searcher, file: Path, tmp_path: Path) -> None:
-    path = tmp_path / "x.pt"
-
+def test_a_damaged_file_is_refused(model: Searcher, tmp_path: Path) -> None:
     def refused(match: str, **changes: Any) -> None:
-        changed = {**torch.load(file, weights_only=True), **changes}
-        torch.save({name: value for name, value in changed.items() if value is not None}, path)
+        changed = {**content(model), **changes}
+        torch.save({name: value for name, value in changed.items() if value is not None}, tmp_path / "x.pt")
         with pytest.raises(CheckpointError, match=match) as caught:
-            load_model(path)
+            load_model(tmp_path / "x.pt")
         assert "\n" not in str(caught.value)
 
-    weights = torch.load(file, weights_only=True)["model_state_dict"]
+    whole = content(model)
+    weights = whole["model_state_dict"]
     first = next(iter(weights))
-    refused("checksum of its values differs", family="thinking")
-    refused("damaged", model_state_dict=None)
-    refused("format 3", format=3)
-    refused("checksum of its weights differs", model_state_dict={**weights, first: weights[first] + 1})
-    refused("checksum of its weights differs", model_state_dict={**weights, "more": torch.zeros(1)})
-    refused("checksum of its values differs", epoch=3.5)
-    refused("checksum of its values differs", labels=["none"])
-    refused("checksum of its values differs", facts={**model.loaded.facts, "labels": ["none"]})
-    path.write_bytes(b"nothing")
+    refused("no model of `interaction`", family="thinking")
+    refused("no model of `interaction`", model_state_dict=None)
+    refused("format 2; this version reads format 1", format=2)
+    refused("damaged at vocabulary", vocabulary=None)
+    refused("damaged at mel.seconds", mel={**whole["mel"], "seconds": -1.0})
+    refused("damaged; .*do not fit its model", mel={**whole["mel"], "mean": [0.0]})
+    refused("damaged; .*must be a multiple", model={**whole["model"], "patch": 7})
+    refused("its weights do not fit its model", model_state_dict={**weights, "more": torch.zeros(1)})
+    refused("its weights do not fit its model", model={**whole["model"], "embedding": 64})
+    refused("its checksum differs", model_state_dict={**weights, first: weights[first] + 1})
+    refused("its checksum differs", epoch=3.5)
+    refused("its checksum differs", labels=whole["labels"][::-1])
+    (tmp_path / "x.pt").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="damaged, or holds more"):
-        load_model(path)
+        load_model(tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_model(tmp_path / "none.pt")
 

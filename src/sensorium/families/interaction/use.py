@@ -20,6 +20,8 @@ from sensorium.errors import ConfigError
 from sensorium.families.interaction.config import ModelConfig
 from sensorium.families.interaction.data import DataConfig, EvalSource, TrainSource
 from sensorium.families.interaction.matching import match_logits
+from sensorium.families.interaction.model import InteractionModel
+from sensorium.families.interaction.portable import read_portable
 from sensorium.families.interaction.processor import Processor, statistics
 from sensorium.families.interaction.samples import Row
 from sensorium.families.interaction.sources import sources
@@ -28,6 +30,13 @@ from sensorium.families.interaction.words import Vocabulary, WordTokenizer
 
 BATCH = 64  # rows encoded at once
 DEFAULT_ANSWER: Mapping[Modality, Modality] = {"text": "image", "image": "text", "audio": "image"}
+
+
+def load_model(path: str | Path) -> tuple[InteractionModel, Processor]:
+    """The model of a ``.pt`` file that training wrote (``best_model.pt``), on the CPU and in evaluation mode, and what
+    makes its inputs of files and texts. Nothing but the file is needed. Raises CheckpointError."""
+    found = read_portable(Path(path))
+    return found.model, found.processor
 
 
 def processor_of(loaded: Loaded) -> Processor:
