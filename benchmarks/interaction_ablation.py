@@ -4,7 +4,7 @@
     python benchmarks/interaction_ablation.py --out runs/stages
 
 Preset `small` with two drawings of each emoji and its name spoken. Every seed has a split of its own (by concept), the
-same for all rows; the best checkpoint of the last stage is chosen on validation, and test is looked at once, at the end.
+same for all rows; the best checkpoint of the last stage is chosen on validation, and test looked at once, at the end.
 Runs that are finished are not repeated, so the script may be killed and started again. R-Sum: mean over pairs of
 modalities of R@1 + R@5 + R@10, summed over both directions (at most 600).
 """

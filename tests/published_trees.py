@@ -14,8 +14,8 @@ from PIL import Image
 PHOTOGRAPHS = (9, 25, 391895, 522418, 184613, 318219, 554625, 574769)  # numbers; the last is in no split of Karpathy
 KARPATHY = ("train", "train", "restval", "val", "test", "train", "test")  # of all but the last
 IN_VAL2017 = (391895, 574769)  # the others lie in train2017, those of val and test among them
-LABELS = {9: (1, 13), 25: (13,), 391895: (13,), 184613: (90, 1)}
-CATEGORIES = {1: "person", 13: "stop sign", 90: "toothbrush"}
+LABELS = {9: (1, 13), 25: (13,), 391895: (13,), 184613: (16, 1)}
+CATEGORIES = {1: "person", 13: "stop sign", 16: "bird"}  # 12 is a hole
 
 
 def picture(path: Path, number: int) -> None:

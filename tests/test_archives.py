@@ -9,14 +9,14 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import py7zr
 import pytest
 from packs import sevened, tarred, zipped
 
-from sensorium.data import archives
+from sensorium.data import archives, sevenzip
 from sensorium.data.catalog import Kind, Remote
 from sensorium.data.transfer import Watch
 from sensorium.errors import DataError, DiskError
@@ -148,6 +148,15 @@ def test_a_member_of_7z_that_is_not_as_large_as_it_says_is_damage(tmp_path: Path
     content = sevened({"big": bytes(range(250)) * 20}, lambda header: announce(header, size))
     with pytest.raises(archives.DamagedArchiveError):
         unpacked(tmp_path, remote("7z"), content)
+
+
+def test_no_member_of_a_7z_gets_more_bytes_than_were_counted(tmp_path: Path) -> None:
+    """Whatever the library makes of the archive in the end."""
+    place = PurePosixPath("big")
+    for size in (4999, 5001):
+        with io.BytesIO(sevened({"big": bytes(5000)})) as file, pytest.raises(EOFError, match=r"big|4,999 bytes"):
+            sevenzip.extract(file, {"big": (place, size)}, lambda at: (tmp_path / at).open("wb"), lambda done: None)
+        assert (tmp_path / "big").stat().st_size <= size
 
 
 def test_a_link_in_a_7z_is_refused(tmp_path: Path) -> None:

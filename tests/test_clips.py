@@ -115,8 +115,12 @@ def test_what_is_gone_is_remembered_with_its_reason(root: Path, youtube: Youtube
     assert len(youtube.asked) == before + 2
     with (root / "clips-gone.tsv").open("a") as file:
         file.write("3abcdefghij_110\ttorn by a ki")  # a line without its end does not count
-    (root / "clips" / "3abcdefghij_110.wav").unlink()
-    assert clips.fetch(root, Wishes(), youtube.watch).fetched == 1
+    for name in ("3abcdefghij_110", "4abcdefghij_20"):
+        (root / "clips" / f"{name}.wav").unlink()
+    youtube.plan({"4abcdefghij": {"say": dead}})
+    tally = clips.fetch(root, Wishes(), youtube.watch)
+    assert (tally.fetched, tally.gone) == (1, 2)
+    assert (root / "clips-gone.tsv").read_text() == f"_2abcdefghi_0\t{dead}\n4abcdefghij_20\t{dead}\n"
 
 
 @pytest.mark.parametrize(

@@ -48,36 +48,30 @@ def remote_size(remote: Remote) -> str:
 
 
 def table(plan: Plan) -> list[str]:
-    """The lines of a table: data set, bytes, how it comes, what is there, licence; then the free space."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+    """The lines of a table: data set, bytes, how it comes, what is missing; its licence below; then the free space."""
     from sensorium.data import acquire, catalog
 
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("data set", "bytes", "how", "missing", "licence"):
-        shown.add_column(heading, overflow="fold", justify="right" if heading == "bytes" else "left")
+    rows = [("data set", "bytes", "how", "missing")]
+    licences = [""]
     for goal, root in plan:
         sources = catalog.find(goal.sources)
         files = [remote for source in sources for remote in source.files]
-        missing = len(acquire.jobs(sources, root))
         sizes = [remote.size for remote in files if remote.size is not None]
         exact = all(remote.exact for remote in files if remote.size is not None)
         whole = f"{sum(sizes):,}" if exact else f"about {size(sum(sizes))}"
         whole += " and more" if len(sizes) < len(files) else ""
         sound = sum(source.clips for source in sources)
         how = "manual" if not files else f"automatic; sound by --audio, {size(sound)}" if sound else "automatic"
-        state = f"{missing} of {len(files)} files" if missing else "nothing" if files else ""
-        shown.add_row(
-            goal.name, whole if files else "see below", how, state, " / ".join(source.licence for source in sources)
-        )
-    console = Console(width=max(100, Console().width))
-    with console.capture() as capture:
-        console.print(shown)
-    free = {root: acquire.free_space(root) for _, root in plan}
-    places = sorted({f"{size(count)} are free in {root.parent}" for root, count in free.items()})
-    return [*(line.rstrip() for line in capture.get().splitlines() if line.strip()), *places]
+        state = f"{len(acquire.jobs(sources, root))} of {len(files)} files" if files else ""
+        rows.append((goal.name, whole if files else "", how, state))
+        licences.append(" / ".join(dict.fromkeys(source.licence for source in sources)))
+    widths = [max(len(row[column]) for row in rows) + 2 for column in range(3)]
+    lines = []
+    for row, licence in zip(rows, licences, strict=True):
+        lines.append("".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)).rstrip())
+        lines += [f"{'':{widths[0]}}licence: {licence}"] if licence else []
+    free = dict.fromkeys(f"{size(acquire.free_space(root))} are free in {root.parent}" for _, root in plan)
+    return [*lines, *free]
 
 
 def wishes(flags: Flags) -> Wishes:

@@ -149,7 +149,7 @@ def acquire(sources: Sequence[Source], root: Path, choices: Choices, watch: Watc
     todo = jobs(sources, root)
     if any(job.remote.kind == "7z" for job in todo):
         archives.require_7z()
-    with _locked(root):
+    with locked(root):
         check_space(todo, root, choices)
         for source in sources:
             for remote in source.files:
@@ -269,7 +269,7 @@ def _read_manifest(root: Path) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[None]:
+def locked(root: Path) -> Iterator[None]:
     """Own ``root`` until the block ends; the lock goes with the process, however it ends."""
     made, path = not root.exists(), root / LOCK
     make_folder(root)

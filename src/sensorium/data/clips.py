@@ -18,8 +18,9 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,7 +32,7 @@ from sensorium.data.items import SPLITS, Split
 from sensorium.data.readers.audiocaps import Caption, read_lists, sound_of, sounds_below
 from sensorium.data.transfer import Watch
 from sensorium.errors import DataError, printable
-from sensorium.files import make_folder, open_file, remove, rename, require_space, sync, told
+from sensorium.files import make_folder, open_file, remove, rename, require_space, sync, told, write_file
 
 FOLDER, GONE = "clips", "clips-gone.tsv"
 SECONDS, RATE = 10, 32_000
@@ -123,29 +124,36 @@ def fetch(root: Path, wishes: Wishes, watch: Watch) -> Tally:
     remove(root / _PASSING)
     make_folder(root / _PASSING)
     try:
-        in_a_row = 0
-        for row, problem in _fetched(todo, root, wishes):
-            tally.fetched += not problem
-            if _FOR_EVER.search(problem) and not _TRY_AGAIN.search(problem):
-                tally.gone += 1
-                _remember(root / GONE, row.clip, problem)
-                problem = ""
-            tally.failed += bool(problem)
-            in_a_row = in_a_row + 1 if problem else 0
-            tally.reason = problem or tally.reason
-            watch.move("clips of AudioCaps", tally.fetched + tally.gone + tally.failed, len(todo))
-            if in_a_row >= _GIVEN_UP:
-                raise DataError(
-                    f"{tally.line}; given up after {_GIVEN_UP} in a row. YouTube refuses this machine: wait, or give "
-                    "cookies of a browser that is logged in (--cookies FILE)"
-                )
+        with closing(_fetched(todo, root, wishes)) as fetched:
+            _count(fetched, root, tally, watch)
     finally:
         remove(root / _PASSING)
     watch.say(tally.line)
     return tally
 
 
-def _fetched(todo: Sequence[Caption], root: Path, wishes: Wishes) -> Iterator[tuple[Caption, str]]:
+def _count(fetched: Iterator[tuple[Caption, str]], root: Path, tally: Tally, watch: Watch) -> None:
+    """Keep the tally. Raises DataError when one after the other fails for a reason that is not the clip's own."""
+    in_a_row = 0
+    for done, (row, problem) in enumerate(fetched, start=1):
+        gone = bool(_FOR_EVER.search(problem)) and not _TRY_AGAIN.search(problem)
+        failed = bool(problem) and not gone
+        if gone:
+            _remember(root / GONE, row.clip, problem)
+        tally.fetched += not problem
+        tally.gone += gone
+        tally.failed += failed
+        tally.reason = problem if failed else tally.reason
+        in_a_row = in_a_row + 1 if failed else 0
+        watch.move("clips of AudioCaps", done * _BYTES, None)
+        if in_a_row >= _GIVEN_UP:
+            raise DataError(
+                f"{tally.line}; given up after {_GIVEN_UP} in a row. YouTube refuses this machine: wait, or give "
+                "cookies of a browser that is logged in (--cookies FILE)"
+            )
+
+
+def _fetched(todo: Sequence[Caption], root: Path, wishes: Wishes) -> Generator[tuple[Caption, str], None, None]:
     """Each clip with what was wrong, empty if nothing was. Clips that were not begun are not, when nobody asks on."""
     stop = threading.Event()
     pool = ThreadPoolExecutor(_AT_ONCE)
@@ -229,7 +237,10 @@ def _gone(path: Path) -> dict[str, str]:
     """Clips that are gone for ever, and why."""
     if not path.exists():
         return {}
-    lines = (line.partition("\t") for line in read_text(path).split("\n")[:-1])  # the last one may be torn
+    whole, end, torn = read_text(path).rpartition("\n")
+    if torn:  # by a kill; what comes next would become a part of it
+        write_file(path, (whole + end).encode())
+    lines = (line.partition("\t") for line in whole.split("\n"))
     return {clip: why for clip, tab, why in lines if tab}
 
 

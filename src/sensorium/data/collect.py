@@ -89,7 +89,8 @@ def collect(goal: Goal, root: Path, wishes: Wishes, watch: Watch) -> Outcome:
     cut = [source for source in sources if source.clips]
     if cut and wishes.clips is not None and not (problems or wishes.verify):
         try:
-            clips.fetch(root, wishes.clips, watch)
+            with acquire.locked(root):
+                clips.fetch(root, wishes.clips, watch)
         except DataError as error:
             problems.append(str(error))
     left = [f"{source.name}: {source.manual}" for source in sources if source.manual]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -154,13 +154,7 @@ def _train(job: _Job) -> Evaluation | None:
         frozen = frozen_digest(task, parameters)
         run = Run(folder, family, config, backend, sources, task, parameters, frozen, Buffers(task), host, share, clock, progress, tracker, stop.received)  # fmt: skip  # noqa: E501
         _announce(run, listener)
-        begun = time.monotonic()
-        for span in plan:
-            if span.first == span.end:
-                say(f"Stage {span.stage.name}: no step, for the whole run has {clock.total}")
-            elif progress.step < span.end:
-                _run_stage(run, span)
-        timings["train"] = time.monotonic() - begun
+        timings["train"] = _run_stages(run, plan)
     return _finish(run, timings, say, stop)
 
 
@@ -193,6 +187,17 @@ def _announce(run: Run, listener: Listener | None) -> None:
     if listener is not None:
         precision = run.backend.precision_note or run.backend.precision
         listener.begun(run.config, run.sources, run.backend.device, precision)
+
+
+def _run_stages(run: Run, plan: Sequence[Span]) -> float:
+    """Train from the present step to the last one; the seconds that took."""
+    begun = time.monotonic()
+    for span in plan:
+        if span.first == span.end:
+            run.tracker.say(f"Stage {span.stage.name}: no step, for the whole run has {run.clock.total}")
+        elif run.progress.step < span.end:
+            _run_stage(run, span)
+    return time.monotonic() - begun
 
 
 def _run_stage(run: Run, span: Span) -> None:

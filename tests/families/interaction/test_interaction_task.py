@@ -323,3 +323,34 @@ def test_no_data_set_is_said(tmp_path: Path) -> None:
     empty = config.model_copy(update={"data": type(config.data)()})
     with pytest.raises(ConfigError, match=r"no data set is named: set data\.sets"):
         FAMILY.sources(empty, Host())
+
+
+def test_a_teacher_takes_the_place_of_hidden_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teachers = {"text": "random:text?width=32&layers=1", "image": "random:vision?width=32&layers=1"}
+    config = settings.resolve(FAMILY, "tiny", {"data": {"teachers": teachers}})
+    found = FAMILY.sources(config, Host())
+    facts = FAMILY.facts(config, found)
+    assert facts["teachers"].keys() == {"text", "image"}
+    task = InteractionTask(config.model, facts, 1)  # type: ignore[arg-type]
+    patterns = {stage.name: stage.trainable for stage in FAMILY.stages(config)}
+    assert "distil.*" in patterns[UNIMODAL]
+    assert "distil.*" not in patterns[FULL]
+    alone = found.stages[UNIMODAL]
+    assert isinstance(alone, TrainSource)
+    pictures = [row for row, sample in enumerate(alone.samples) if sample.image is not None][:4]
+    batch = alone.collate([alone.example(row, row) for row in pictures])
+    task.stage = UNIMODAL
+    _, reached = gradients(task.train(), batch)
+    assert reached["distil.image.weight"].any()
+    assert reached["model.vision.trunk.norm.weight"].any()
+    assert not any(name.startswith("pretrain.") for name in reached)
+    whole = batch_of(train_source(found), 4)
+    task.stage = ALIGN
+    _, reached = gradients(task.train(), whole)
+    assert {"distil.text.weight", "distil.image.weight"} <= reached.keys()
+    assert "distil/audio" not in task(whole).logs
+    kept = train_source(found)
+    sample = kept.samples[3]
+    assert sample.image is not None
+    stored = kept.teachers["image"].get(kept.media.keys[sample.image]).pooled
+    assert np.array_equal(kept.example(3, 1)["teacher_image"], stored.astype(np.float32))

@@ -121,7 +121,7 @@ class StagesConfig(Section):
 
 
 class WeightsConfig(Section):
-    """Weights of the losses beside the contrastive ones, in the last stage."""
+    """Weights of the losses beside the contrastive ones; all but the last one in the last stage."""
 
     match: float = Field(1.0, ge=0, description="Telling true pairs from the most similar wrong ones.")
     recon: float = Field(
@@ -130,6 +130,9 @@ class WeightsConfig(Section):
         description="Predicting a left-out modality's embedding, as it was before the stage, from the others.",
     )
     classify: float = Field(0.5, ge=0, description="Labels from the fused features, where the data are labelled.")
+    distil: float = Field(
+        1.0, ge=0, description="Predicting the vectors of frozen teachers (`data.teachers`), in the first two stages."
+    )
 
 
 class ModelConfig(Section):

@@ -5,7 +5,7 @@ Legend: B rows, S side of a picture, L words, T mel frames.
 A batch holds ``has`` ``[B, 3]`` bool (text, image, audio), ``group`` ``[B]`` int64, and of each modality that occurs:
 ``ids`` and ``ids_mask`` ``[B, L]``, ``pixels`` ``[B, 3, S, S]`` uint8, ``mel`` ``[B, T, bands]`` float32, standardised,
 and ``mel_mask`` ``[B, T]``; in training ``labels`` ``[B, C]`` bool, where the data are labelled, and ``target_*``
-``[B, 256]``, where a stage gives some.
+``[B, 256]`` and ``teacher_*`` ``[B, W]``, where a stage or the configuration gives some.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from sensorium.families.interaction.words import WordTokenizer
 SMALLEST_CROP = 0.6  # of a picture's area; captions speak of the whole
 RESIZE = 256 / 224  # short side before the centre crop of an evaluation
 NAMES: Mapping[Modality, str] = {"text": "ids", "image": "pixels", "audio": "mel"}  # in a batch
+Stores: TypeAlias = Mapping[Modality, features.FeatureSource]
 ONE_PLACE = r"^[^{}]*\{\}[^{}]*$"  # of a name in a text
 TURNED = Image.Transpose.FLIP_LEFT_RIGHT
 
@@ -51,10 +52,19 @@ class SetConfig(Section):
     )
 
 
+class TeachersConfig(Section):
+    """Frozen encoders whose vectors the towers learn to predict; each sample is shown to them once."""
+
+    text: str | None = Field(None, description="Hub name, local folder, `package:` or `random:`; null: no teacher.")
+    image: str | None = Field(None, description="Likewise.")
+    audio: str | None = Field(None, description="Likewise.")
+
+
 class DataConfig(Section):
     """Where the data come from, and what of them is seen."""
 
     sets: dict[str, SetConfig] = Field({}, description="The data sets by any name.")
+    teachers: TeachersConfig = TeachersConfig()
     batches: Literal["one_kind", "mixed"] = Field(
         "one_kind", description="Whether a step holds samples of one set and the same modalities, or of all."
     )
@@ -128,13 +138,15 @@ def _part(image: Image.Image, side: int, seed: int) -> Image.Image:
 
 
 class TrainSource:
-    """Samples to learn from. ``targets``: of each modality the stored vectors that a stage wants predicted, and the
-    content keys that they are asked for with."""
+    """Samples to learn from. ``targets``: of each modality the stored vectors that the last stage wants predicted;
+    ``teachers``: those of frozen encoders, which the others do."""
 
     def __init__(self, samples: Sequence[Sample], media: Media, label_names: Sequence[str], mix: Mix | None) -> None:
         self.samples, self.media, self.label_names, self.mix = list(samples), media, tuple(label_names), mix
         self.groups: np.ndarray | None = np.array([sample.group for sample in samples], np.int64)
-        self.targets: Mapping[Modality, features.FeatureSource] = {}
+        self.targets: Stores = {}
+        self.teachers: Stores = {}
+        self.teacher_means: Mapping[Modality, np.ndarray] = {}
         keys = media.keys
         lines = (
             json.dumps([s.set, s.group, [keys[path] for path in (s.image, s.audio) if path], s.captions, s.labels])
@@ -161,11 +173,11 @@ class TrainSource:
             found["mel"] = media.sound(sample.audio, seed)
         if self.label_names:
             found["labels"] = np.isin(np.arange(len(self.label_names)), sample.labels)
-        for modality, content in contents.items():
-            if modality in self.targets:
-                store = self.targets[modality]
-                key = store.key(content) if isinstance(content, str) else media.keys[content]
-                found[f"target_{modality}"] = store.get(key).pooled.astype(np.float32)
+        for name, stores in (("target", self.targets), ("teacher", self.teachers)):
+            for modality, content in contents.items():
+                if (store := stores.get(modality)) is not None:
+                    key = store.key(content) if isinstance(content, str) else media.keys[content]
+                    found[f"{name}_{modality}"] = store.get(key).pooled.astype(np.float32)
         return found
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
@@ -185,6 +197,7 @@ class TrainSource:
         mix = Mix(kinds) if 0 < kinds.sum() < len(kinds) else None
         source = TrainSource(found, self.media, self.label_names, mix)
         source.groups = None  # nothing is told apart here, so equals may meet
+        source.teachers = self.teachers
         return source
 
 
@@ -264,7 +277,7 @@ def collate(examples: Sequence[Mapping[str, Any]], pad: int) -> Batch:
                     values[row, : len(example[name])] = example[name]
                     mask[row, : len(example[name])] = True
             batch[name], batch[f"{name}_mask"] = torch.from_numpy(values), torch.from_numpy(mask)
-    for name in ("pixels", "labels", *(f"target_{m}" for m in MODALITIES)):
+    for name in ("pixels", "labels", *(f"{kind}_{m}" for kind in ("target", "teacher") for m in MODALITIES)):
         if any(name in example for example in examples):
             like = next(example[name] for example in examples if name in example)
             stacked = np.stack([example.get(name, np.zeros_like(like)) for example in examples])

@@ -96,19 +96,25 @@ def reconstruction(guesses: Mapping[Modality, Tensor], targets: Vectors, means: 
     Both less the mean target would make a constant answer right; only the target is centred, so it scores about 1. No
     gradient reaches a target. Rows that have the modality alone have nothing to guess from.
     """
-    some = torch.stack([has[m] for m in has])
-    total, count = (
-        0.0 * full_precision(next(iter(guesses.values()))).sum(dim=1),
-        torch.zeros_like(some[0], dtype=torch.float),
-    )
+    some = torch.stack([has[m] for m in has]).sum(dim=0)
+    total = count = torch.zeros(len(some), device=some.device)
+    for modality, lost in distances(guesses, targets, means).items():
+        used = has[modality] & (some > 1)
+        total, count = total + lost.masked_fill(~used, 0.0), count + used
+    return PerRow(total / count.clamp_min(1), count > 0)
+
+
+def distances(
+    guesses: Mapping[Modality, Tensor], targets: Vectors, means: Mapping[str, Tensor]
+) -> dict[Modality, Tensor]:
+    """1 - cosine between guesses and centred targets, ``[B]`` by modality; no gradient reaches a target."""
+    found = {}
     for modality, guess in guesses.items():
         target = full_precision(targets[modality]).detach()
         if modality in means:
-            target = target - means[modality].to(target.device)
-        used = has[modality] & (some.sum(dim=0) > 1)
-        losses = 1 - functional.cosine_similarity(full_precision(guess), target, dim=1)
-        total, count = total + losses.masked_fill(~used, 0.0), count + used
-    return PerRow(total / count.clamp_min(1), count > 0)
+            target = target - means[modality].to(target)
+        found[modality] = 1 - functional.cosine_similarity(full_precision(guess), target, dim=1)
+    return found
 
 
 def classification(logits: Tensor, labels: Tensor) -> PerRow:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +21,14 @@ from sensorium.data.items import Modality
 from sensorium.engine.contract import Begin, Stage
 from sensorium.engine.settings import RunConfig
 from sensorium.families.interaction.config import ModelConfig
-from sensorium.families.interaction.data import NAMES, RESIZE, DataConfig, Media, TrainSource, collate, middle
+from sensorium.families.interaction.data import NAMES, RESIZE, DataConfig, Media, Stores, TrainSource, collate, middle
 from sensorium.families.interaction.model import InteractionModel
-from sensorium.families.interaction.sources import ALIGN, FULL, UNIMODAL
+from sensorium.families.interaction.sources import ALIGN, FULL, UNIMODAL, contents_of, has_teachers, pooled_store
 from sensorium.families.interaction.task import InteractionTask, embed
 from sensorium.parts.encoders_base import SAMPLE_RATE, Encoded, computing, fixed_batches, freeze, weights_digest
 from sensorium.parts.mel import log_mel
 
 TOP_BLOCKS = 2  # of the image and the sound tower, trained while they are aligned
-Targets: TypeAlias = Mapping[Modality, features.FeatureSource]
 _TOWERS = ("vision", "text", "audio")
 _ROWS = 32  # of one pass while targets are encoded
 
@@ -49,9 +48,15 @@ def stages(config: RunConfig) -> tuple[Stage, ...]:
         : 3 if dims.word_width < dims.width else 2
     ]
     heads = ["model.projections.*", "model.temperatures.*"]
+    distil = ["distil.*"] if has_teachers(config) else []
     found = (
-        Stage(UNIMODAL, plan.unimodal.share, ("model.vision.*", "model.audio.*", "pretrain.*"), plan.unimodal.lr_scale),
-        Stage(ALIGN, plan.align.share, (*text, *top, *heads), plan.align.lr_scale),
+        Stage(
+            UNIMODAL,
+            plan.unimodal.share,
+            ("model.vision.*", "model.audio.*", "pretrain.*", *distil),
+            plan.unimodal.lr_scale,
+        ),
+        Stage(ALIGN, plan.align.share, (*text, *top, *heads, *distil), plan.align.lr_scale),
         Stage(
             FULL, plan.full.share, ("model.*", "recon.*"), plan.full.lr_scale, layer_scales(depths, plan.layer_decay)
         ),
@@ -150,28 +155,16 @@ class TowerEncoder:
         return vectors
 
 
-def _targets(begin: Begin, model: InteractionModel, source: TrainSource) -> tuple[Targets, dict[Modality, Tensor]]:
+def _targets(begin: Begin, model: InteractionModel, source: TrainSource) -> tuple[Stores, dict[Modality, Tensor]]:
     """The stores of the targets of each modality, and the means over the training samples."""
     data = begin.config.data
     assert isinstance(data, DataConfig)
     root = Path(data.cache).expanduser() if data.cache else features.default_root()
-    contents: dict[Modality, list[str | Path]] = {"text": [], "image": [], "audio": []}
-    for sample in source.samples:
-        contents["text"] += sample.captions
-        contents["image"] += [sample.image] if sample.image else []
-        contents["audio"] += [sample.audio] if sample.audio else []
     stores: dict[Modality, features.FeatureSource] = {}
     means: dict[Modality, Tensor] = {}
-    for modality, found in contents.items():
-        distinct = list(dict.fromkeys(found))
-        if not distinct:
-            continue
-        host, encoder = begin.host, TowerEncoder(modality, model, source.media, begin)
-        with host.progress(f"encode {modality} targets", len(distinct)) as advance:
-            options = features.FillOptions(
-                rank=host.rank, world_size=host.world, barrier=host.barrier, progress=advance, say=host.say
-            )
-            stores[modality] = store = features.cached(encoder, distinct, root, options)
-        total = sum(store.get(key).pooled.astype(np.float64) for key in store.keys(distinct))
-        means[modality] = torch.from_numpy(np.asarray(total / len(distinct), np.float32))
+    for modality, distinct in contents_of(source.samples).items():
+        if distinct:
+            encoder = TowerEncoder(modality, model, source.media, begin)
+            stores[modality], mean = pooled_store(encoder, distinct, root, begin.host, "targets")
+            means[modality] = torch.from_numpy(mean)
     return stores, means

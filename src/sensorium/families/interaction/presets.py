@@ -24,6 +24,19 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "checkpoint": _BEST_BY_R_SUM,
         "loader": {"workers": 4},
     },
+    # COCO with frozen teachers, whose vectors the towers learn to predict; first guesses, not tuned.
+    "distil_base": {
+        "model": {"size": "base"},
+        "data": {
+            "sets": {"coco": _GUIDE_SETS["coco"]},
+            "teachers": {"text": "intfloat/e5-small-v2", "image": "openai/clip-vit-base-patch32"},
+        },
+        "train": {"epochs": 60, "batch_size": 1024, "micro_batches": 16, "precision": "bf16"},
+        "optim": {"lr": 5e-4, "weight_decay": 0.05},
+        "schedule": {"name": "cosine", "warmup_steps": 1000, "warmup_fraction": 0.05, "final_fraction": 0.01},
+        "checkpoint": _BEST_BY_R_SUM,
+        "loader": {"workers": 4},
+    },
     # The values of the guide: 8 rows times 4 chunks meet in one loss. Its data sets are those that are there.
     "guide": {
         "model": {"size": "base", "embed_dim": 512, "use_checkpoint": True},

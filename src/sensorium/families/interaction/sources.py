@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sensorium.data import features, readers
-from sensorium.data.items import DataSet, Modality
+from sensorium.data.items import MODALITIES, DataSet, Modality
 from sensorium.data.pictures import Pictures
 from sensorium.engine.contract import Host, Mix, Sources
 from sensorium.engine.settings import RunConfig
@@ -21,11 +21,13 @@ from sensorium.families.interaction.data import (
     DataConfig,
     EvalSource,
     Media,
+    Stores,
     TrainSource,
     content_keys,
     mel_statistics,
 )
 from sensorium.families.interaction.samples import Row, Sample, group_numbers, require_apart, rows, samples
+from sensorium.parts.encoders import EncoderOptions, open_encoder
 from sensorium.parts.mel import LogMel
 
 UNIMODAL, ALIGN, FULL = "unimodal", "align", "full"  # the stages
@@ -53,6 +55,7 @@ def sources(config: RunConfig, host: Host) -> Sources:
         if broken:  # a table over fewer samples would not be the table
             raise DataError(f"{split}: {broken[0]}: {bad[str(broken[0])]}")
     source = TrainSource(train, media, tuple(labels), _mix(data, train))
+    source.teachers, source.teacher_means = _teachers(config, host, root, train)
     alone = source.alone() if model.stages.unimodal.share else None
     for line in _counts(list(data.sets), train, held):
         host.say(line)
@@ -79,6 +82,7 @@ def facts(config: RunConfig, found: Sources) -> dict[str, Any]:
         "mel_std": train.media.std.tolist(),
         "modalities": sorted({m for sample in train.samples for m in sample.modalities}),
         "sets": sorted(data.sets),
+        "teachers": {m: mean.tolist() for m, mean in train.teacher_means.items()},
     }
 
 
@@ -173,6 +177,52 @@ def _mels(
     for content, reason in store.skipped.items():
         host.say(f"left out: {reason if content in reason else f'{content}: {reason}'}")
     return store, store.skipped
+
+
+def has_teachers(config: RunConfig) -> bool:
+    """Whether the towers learn from frozen encoders."""
+    data, model = _sections(config)
+    return bool(model.weights.distil) and any(getattr(data.teachers, m) is not None for m in MODALITIES)
+
+
+def _teachers(
+    config: RunConfig, host: Host, root: Path, train: Sequence[Sample]
+) -> tuple[Stores, dict[Modality, np.ndarray]]:
+    """The vectors of the frozen encoders of all training samples, from the cache, and their means."""
+    data, _ = _sections(config)
+    stores: dict[Modality, features.FeatureSource] = {}
+    means: dict[Modality, np.ndarray] = {}
+    if has_teachers(config):
+        options = EncoderOptions(max_seconds=data.audio_max_seconds, features="pooled")
+        for modality, distinct in contents_of(train).items():
+            name = getattr(data.teachers, modality)
+            if name is not None and distinct:
+                encoder = open_encoder(modality, name, options, root, host.device)
+                stores[modality], means[modality] = pooled_store(encoder, distinct, root, host, f"for {name}")
+    return stores, means
+
+
+def contents_of(train: Sequence[Sample]) -> dict[Modality, list[str | Path]]:
+    """Every text, picture and recording once."""
+    found: dict[Modality, dict[str | Path, None]] = {m: {} for m in MODALITIES}
+    for sample in train:
+        found["text"] |= dict.fromkeys(sample.captions)
+        found["image"] |= dict.fromkeys([sample.image] if sample.image else [])
+        found["audio"] |= dict.fromkeys([sample.audio] if sample.audio else [])
+    return {modality: list(contents) for modality, contents in found.items()}
+
+
+def pooled_store(
+    encoder: features.Encoder, contents: Sequence[str | Path], root: Path, host: Host, purpose: str
+) -> tuple[features.FeatureStore, np.ndarray]:
+    """The store of the vectors of some contents, encoded where they are missing, and their mean, float32."""
+    with host.progress(f"encode {encoder.modality} {purpose}", len(contents)) as advance:
+        options = features.FillOptions(
+            rank=host.rank, world_size=host.world, barrier=host.barrier, progress=advance, say=host.say
+        )
+        store = features.cached(encoder, contents, root, options)
+    total = sum(store.get(key).pooled.astype(np.float64) for key in store.keys(contents))
+    return store, np.asarray(total / len(contents), np.float32)
 
 
 def _mix(data: DataConfig, train: Sequence[Sample]) -> Mix | None:

@@ -20,7 +20,7 @@ from sensorium.families.interaction.config import ModelConfig
 from sensorium.families.interaction.losses import PerRow, Projected
 from sensorium.families.interaction.model import InteractionModel
 from sensorium.families.interaction.pretrain import Pretraining
-from sensorium.families.interaction.sources import ALIGN, UNIMODAL
+from sensorium.families.interaction.sources import ALIGN, FULL, UNIMODAL
 from sensorium.families.interaction.towers import Encoding
 from sensorium.parts.attention import init_weights
 from sensorium.parts.chunks import Rows, in_chunks, take
@@ -68,7 +68,11 @@ class InteractionTask(nn.Module):
         self.model = InteractionModel(config)
         self.pretrain = Pretraining(config, len(self.labels))
         self.recon = nn.ModuleDict({m: nn.Linear(config.fused_width, config.embedding) for m in MODALITIES})
+        teachers = {m: torch.tensor(facts["teachers"][m]) for m in MODALITIES if m in facts["teachers"]}
+        self.teacher_means: Mapping[str, Tensor] = teachers
+        self.distil = nn.ModuleDict({m: nn.Linear(config.dims.width, len(mean)) for m, mean in teachers.items()})
         init_weights(self.recon)
+        init_weights(self.distil)
 
     def train(self, mode: bool = True) -> InteractionTask:
         """What a stage does not train is frozen altogether: no dropout there either."""
@@ -95,27 +99,29 @@ class InteractionTask(nn.Module):
     def _unimodal(self, batch: Batch) -> dict[str, Tensor]:
         """Mean of the towers' own losses over the rows."""
         found = self._in_chunks(self.unimodal_losses, batch)
-        logs = {}
-        for name in ("image", "audio"):
-            if name in found:
-                logs[f"unimodal/{name}"] = losses.mean_of_used(
-                    PerRow(found[name], found[f"{name}/used"]), everywhere=self.training
-                )
+        logs = {f"unimodal/{name}": self._mean(found, name) for name in ("image", "audio") if name in found}
         if not logs:
             raise DataError("the batch holds neither pictures nor sound; the first stage learns from nothing else")
         return {"loss": torch.stack(list(logs.values())).sum(), **logs}
 
+    def _mean(self, found: Mapping[str, Tensor], name: str) -> Tensor:
+        """Of a loss a row, over the rows that have it."""
+        return losses.mean_of_used(PerRow(found[name], found[f"{name}/used"]), everywhere=self.training)
+
     def unimodal_losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each tower's own loss ``[B]``, and under ``.../used`` the rows that have it."""
-        found = {}
-        has = dict(zip(MODALITIES, batch["has"].unbind(1), strict=True))
-        if "pixels" in batch:
-            pictures = self.pretrain.picture_losses(
-                self.model, normalised(self.model, batch["pixels"]), batch.get("labels")
-            )
+        """Each tower's own loss ``[B]``, and under ``.../used`` the rows that have it. A tower that has a teacher
+        learns from that one alone."""
+        has: Mapping[Modality, Tensor] = dict(zip(MODALITIES, batch["has"].unbind(1), strict=True))
+        taught: tuple[Modality, ...] = tuple(m for m in ("image", "audio") if f"teacher_{m}" in batch)
+        encodings = encode(self.model, batch) if taught else {}
+        told = self._distilled({m: encodings[m] for m in taught}, batch, has)
+        found = {name.removeprefix("distil/"): value for name, value in told.items()}
+        if "pixels" in batch and "image" not in taught:
+            images = normalised(self.model, batch["pixels"])
+            pictures = self.pretrain.picture_losses(self.model, images, batch.get("labels"))
             used = has["image"] if self.pretrain.labels is None else has["image"] & batch["labels"].any(dim=1)
             found |= {"image": pictures.masked_fill(~used, 0.0), "image/used": used}
-        if "mel" in batch:
+        if "mel" in batch and "audio" not in taught:
             used = has["audio"]
             mask = batch["mel_mask"] & used[:, None]
             found |= {"audio": self.pretrain.sound_losses(self.model, batch["mel"], mask), "audio/used": used}
@@ -135,10 +141,10 @@ class InteractionTask(nn.Module):
         logs["align_chance"] = torch.stack([parts[f"chance/{name}"] for name in pairs]).mean()
         logs |= {f"temperature/{name}": 1 / self._temperature(name).scale() for name in pairs}
         loss = len(pairs) * logs["align"]
-        for name in ("match", "recon", "classify"):
+        for name in ("match", "recon", "classify", *(f"distil/{m}" for m in MODALITIES)):
             if name in found:
-                logs[name] = losses.mean_of_used(PerRow(found[name], found[f"{name}/used"]), everywhere=self.training)
-                loss = loss + getattr(self.config.weights, name) * logs[name]
+                logs[name] = self._mean(found, name)
+                loss = loss + getattr(self.config.weights, name.partition("/")[0]) * logs[name]
         return {"loss": loss, **logs}
 
     def _temperature(self, pair: str) -> Temperature:
@@ -159,9 +165,11 @@ class InteractionTask(nn.Module):
         encodings = encode(self.model, batch)
         z = {m: self.model.embed(m, encoding.pooled) for m, encoding in encodings.items()}
         found: dict[str, Tensor] = {**z}
+        has = {m: batch["has"][:, i] for i, m in enumerate(MODALITIES) if m in z}
+        if self.stage != FULL:
+            found |= self._distilled(encodings, batch, has)
         if self.stage == ALIGN:
             return found
-        has = {m: batch["has"][:, i] for i, m in enumerate(MODALITIES) if m in z}
         keys = self.model.fusion.keys(encodings)
         weights = self.config.weights
         more: dict[str, PerRow] = {}
@@ -181,6 +189,20 @@ class InteractionTask(nn.Module):
             )
         for name, part in more.items():
             found |= {name: part.values, f"{name}/used": part.used}
+        return found
+
+    def _distilled(
+        self, encodings: Encodings, batch: Mapping[str, Tensor], has: Mapping[Modality, Tensor]
+    ) -> dict[str, Tensor]:
+        """1 - cosine between what a head makes of a tower's vector and the teacher's, centred: a value a row."""
+        found = {}
+        for modality, encoding in encodings.items():
+            if f"teacher_{modality}" in batch:
+                guess = {modality: self.distil[modality](encoding.pooled)}
+                told = {modality: batch[f"teacher_{modality}"]}
+                values = losses.distances(guess, told, self.teacher_means)[modality]
+                used = has[modality]
+                found |= {f"distil/{modality}": values.masked_fill(~used, 0.0), f"distil/{modality}/used": used}
         return found
 
     def _read(self, keys: Projected, has: Mapping[Modality, Tensor], rows: Mapping[Modality, Tensor | None]) -> Tensor:
