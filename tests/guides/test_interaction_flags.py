@@ -224,7 +224,7 @@ def test_the_guides_snippet_to_the_letter(tmp_path: Path) -> None:
     family = families.load("interaction")
     layer = {"model": {"text": {"word_vectors": "none", "tokenizer": "learn"}}}
     config: RunConfig = resolve(family, "guide", layer)
-    facts = {"labels": ["dog"], "mel_mean": [0.0] * 80, "mel_std": [1.0] * 80}
+    facts = {"labels": ["dog"], "mel_mean": [0.0] * 80, "mel_std": [1.0] * 80, "teachers": {}}
     facts["vocabulary"] = {
         "words": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
         "lowercase": True,

@@ -27,7 +27,6 @@ from sensorium.families.interaction.data import (
     mel_statistics,
 )
 from sensorium.families.interaction.samples import Row, Sample, group_numbers, require_apart, rows, samples
-from sensorium.parts.encoders import EncoderOptions, open_encoder
 from sensorium.parts.mel import LogMel
 
 UNIMODAL, ALIGN, FULL = "unimodal", "align", "full"  # the stages
@@ -193,6 +192,9 @@ def _teachers(
     stores: dict[Modality, features.FeatureSource] = {}
     means: dict[Modality, np.ndarray] = {}
     if has_teachers(config):
+        # Brings transformers and accelerate, beside which a guide's own `datasets.py` must not lie.
+        from sensorium.parts.encoders import EncoderOptions, open_encoder
+
         options = EncoderOptions(max_seconds=data.audio_max_seconds, features="pooled")
         for modality, distinct in contents_of(train).items():
             name = getattr(data.teachers, modality)
