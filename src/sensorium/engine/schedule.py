@@ -13,7 +13,9 @@ def learning_rate(schedule: Schedule, base: float, span: Span, step: int) -> flo
     done = step - span.first
     peak = base * span.stage.lr_scale
     length = span.end - span.first
-    warmup = min(schedule.warmup_steps, int(length * schedule.warmup_fraction))
+    warmup = schedule.warmup_steps
+    if schedule.warmup_fraction is not None:
+        warmup = min(warmup, int(length * schedule.warmup_fraction))
     if done < warmup:
         return peak * (done + 1) / warmup
     if schedule.name == "constant":

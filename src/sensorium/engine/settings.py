@@ -79,7 +79,9 @@ class Schedule(Section):
     warmup_steps: int = Field(
         0, ge=0, description="Steps of linear warm-up: rate(step) = lr * (step + 1) / warmup_steps, in each stage."
     )
-    warmup_fraction: float = Field(1.0, ge=0, le=1, description="Largest part of a stage that its warm-up may take.")
+    warmup_fraction: float | None = Field(
+        None, ge=0, le=1, description="Largest part of a stage that its warm-up may take; null: whatever it takes."
+    )
     final_fraction: float = Field(
         0.0, ge=0, le=1, description="Part of the rate that is left at the last step (cosine, linear)."
     )
