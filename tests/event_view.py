@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-MEASURED = "train/seconds_per_step"
+MEASURED = ("train/seconds_per_step", "train/peak_rss_bytes")
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float | None]]] | None:
-    """Steps and values of each curve, as TensorBoard itself reads the event files; of a measured time only the steps.
+    """Steps and values of each curve, as TensorBoard itself reads the event files; of what is measured only the steps.
 
     Its own reader, not the ``EventAccumulator`` for users, which treats the first restart otherwise. None where the run
     writes none.
@@ -23,6 +23,6 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float | None]]] | None:
     curves = {}
     for tag in reader.Tags()["tensors"]:
         events = reader.Tensors(tag)
-        values = [None if tag == MEASURED else event.tensor_proto.float_val[0] for event in events]
+        values = [None if tag in MEASURED else event.tensor_proto.float_val[0] for event in events]
         curves[tag] = list(zip([event.step for event in events], values, strict=True))
     return curves

@@ -204,6 +204,8 @@ def test_tensorboard_continues_without_repeats(tmp_path: Path) -> None:
         "train/loss",
         "train/grad_norm",
         "train/seconds_per_step",
+        "train/peak_rss_bytes",
+        "stage/train",
         "lr/decay",
         "val/loss",
         "val/a-b/x2y_R@1",
@@ -248,6 +250,8 @@ def test_wandb_is_one_run_over_all_resumes(tmp_path: Path, monkeypatch: pytest.M
     assert first["config"] == {"seed": 7}
     assert wandb.finished == 2
     assert wandb.told[0].pop("train/seconds_per_step") > 0
+    assert wandb.told[0].pop("train/peak_rss_bytes") > 1e7
+    assert wandb.told[0].pop("stage/train") == 1.0
     assert wandb.told[0] == {"train/loss": 1 / 3, "train/grad_norm": 0.1, "lr/decay": 1e-3, "step": 1}
     assert {"val/loss": 1 / 3, "val/a-b/x2y_R@1": 30.0, "step": 3} in wandb.told
 

@@ -139,8 +139,7 @@ def _train(job: _Job) -> Evaluation | None:
         say(f"All {progress.step} steps are done; train.steps or train.epochs makes the run longer.")
         return None
     if backend.is_main:
-        more = 2 * len(plan) - 2 + (config.checkpoint.keep if config.checkpoint.milestone_epochs else 0)
-        _require_room(folder, weights_of(task, parameters), parameters, config, more)
+        _require_room(folder, weights_of(task, parameters), parameters, config, 2 * len(plan) - 2)
     if backend.is_main and resume:  # only now: what cannot be trained must not stay
         rundir.store_config(folder, config)
         checkpoint.clear_leftovers(folder)  # where all steps are done, no save follows that would
@@ -162,7 +161,8 @@ def _train(job: _Job) -> Evaluation | None:
 def _require_room(
     folder: Path, weights: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter], config: RunConfig, more: int
 ) -> None:
-    """Before the first step: what is known to end on a full disk is not begun. ``more``: kept besides."""
+    """Before the first step: what is known to end on a full disk is not begun. ``more``: kept of earlier stages."""
+    more += config.checkpoint.keep if config.checkpoint.milestone_epochs else 0
     size = sum(tensor.nbytes for tensor in weights.values()) + optim.state_bytes(parameters, config.optim)
     checkpoint.require_room(folder, size, config.checkpoint.keep + more)
 
@@ -335,8 +335,11 @@ def _after_step(
 
 def _milestones(run: Run) -> list[int]:
     """Steps of the newest checkpoints that were due as milestones."""
-    settings, steps = run.config.checkpoint, [checkpoint.step_of(folder) for folder in checkpoint.named(run.folder)]
-    found = [step for step in steps if step is not None and run.clock.due(step, None, settings.milestone_epochs)]
+    settings = run.config.checkpoint
+    if settings.milestone_epochs is None:
+        return []
+    steps = [checkpoint.step_of(folder) for folder in checkpoint.named(run.folder)]
+    found = [step for step in steps if step and run.clock.crosses(step, settings.milestone_epochs)]
     return found[-settings.keep :]
 
 

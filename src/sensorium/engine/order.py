@@ -165,8 +165,10 @@ class Clock:
             return every_steps is not None or every_epochs is not None
         if every_steps is not None and steps_done % every_steps == 0:
             return True
-        if every_epochs is None:
-            return False
+        return every_epochs is not None and self.crosses(steps_done, every_epochs)
+
+    def crosses(self, steps_done: int, every_epochs: float) -> bool:
+        """Whether the last step led to a multiple of so many epochs, or beyond it."""
         now, before = (round(self.epoch(s) / every_epochs, 9) for s in (steps_done, steps_done - 1))
         return int(now) > int(before)
 

@@ -208,9 +208,10 @@ def section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def data_set(data: RunData) -> str | None:
-    """The data set's reader, as the configuration names it."""
-    reader = section(data.config, "data").get("reader")
-    return None if reader is None else str(reader)
+    """The data set's reader, or the names of several sets, as the configuration has them."""
+    settings = section(data.config, "data")
+    names = settings.get("reader") or ", ".join(section(settings, "sets"))
+    return str(names) if names else None
 
 
 def warnings_of(data: RunData) -> list[str]:

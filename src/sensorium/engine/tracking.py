@@ -10,6 +10,7 @@ Used by one process of a run (rank 0). Nothing here imports torch before TensorB
 from __future__ import annotations
 
 import importlib
+import resource
 import sys
 import time
 import uuid
@@ -223,7 +224,7 @@ class Tracker:
         self._append_time({"step": step, "seconds": round(seconds, 6), "rows_per_second": round(rows / seconds, 3)})
         names = {name: name if name.startswith("lr/") else f"train/{name}" for name in values}
         shown = {names[name]: value for name, value in values.items()}
-        self._send(step, {**shown, "train/seconds_per_step": seconds})
+        self._send(step, {**shown, f"stage/{stage}": 1.0, "train/seconds_per_step": seconds, **_memory()})
         left = clock((self._total - step) * rows / rate if rate else -1)
         speed = f"{rate:,.0f} rows/s  left {left}"
         loss, *others = _train_status(values)
@@ -328,6 +329,15 @@ def require(settings: Track) -> None:
             raise ConfigError(
                 f"track.tensorboard_dir: {folder} holds more than curves ({strangers[0]} …); name a folder of its own"
             )
+
+
+def _memory() -> dict[str, float]:
+    """The largest so far of this process, and of the GPU where there is one."""
+    torch = sys.modules.get("torch")  # who has not imported it has no GPU in use
+    found = {"train/peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0}
+    if torch is not None and torch.cuda.is_available():
+        found["train/peak_gpu_bytes"] = float(torch.cuda.max_memory_allocated())
+    return found
 
 
 def _train_status(values: Mapping[str, float]) -> list[str]:
