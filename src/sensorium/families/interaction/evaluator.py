@@ -47,8 +47,6 @@ class InteractionEvaluator:
     def collect(self, task: nn.Module, batch: Batch, *, final: bool) -> Mapping[str, Tensor]:
         del final
         assert isinstance(task, InteractionTask)
-        if bool((batch["has"].sum(dim=1) > 1).any()):
-            raise DataError("the training split holds pairs, not single things to rank; evaluate val or test")
         encodings = encode(task.model, batch)
         z = torch.stack([task.model.embed(m, encoding.pooled) for m, encoding in encodings.items()]).sum(dim=0)
         found = {"z": z.float()}
@@ -60,7 +58,8 @@ class InteractionEvaluator:
         return found
 
     def score(self, collected: Mapping[str, Tensor], source: Source, task: nn.Module, *, final: bool) -> Evaluation:
-        assert isinstance(source, EvalSource)
+        if not isinstance(source, EvalSource):
+            raise DataError("the training split holds pairs, not single things to rank; evaluate val or test")
         assert isinstance(task, InteractionTask)
         asked = list(directions(source))
         z, groups = collected["z"].numpy(), np.array([row.group for row in source.rows], np.int64)
