@@ -113,7 +113,7 @@ def test_8bit_adamw_is_taken_where_it_can_be(
     config = resolved(script, monkeypatch).config
     assert config.optim.name == "adamw8bit"
     weight = torch.nn.Parameter(torch.ones(2, 2))
-    assert type(optim.build({"w": weight}, lambda name, p: "decay", config.optim)) is StandIn.AdamW8bit
+    assert type(optim.build({"w": weight}, lambda name, p: "decay", config.optim, {})) is StandIn.AdamW8bit
     assert guide.no_8bit() is None
     assert resolved(script, monkeypatch, "--set", "optim.name=adamw").config.optim.name == "adamw"
     assert resolved(script, monkeypatch, "--set", "train.device=cpu").config.optim.name == "adamw"
@@ -129,4 +129,4 @@ def test_plain_adamw_is_taken_where_8bit_cannot_be(
     assert reason in str(guide.no_8bit())
     eight = settings.resolve(families.load("thinking"), "guide", {"optim": {"name": "adamw8bit"}}).optim
     with pytest.raises(ConfigError, match="adamw8bit needs"):  # a run stored with it is not continued without
-        optim.build({"w": torch.nn.Parameter(torch.ones(2, 2))}, lambda name, p: "decay", eight)
+        optim.build({"w": torch.nn.Parameter(torch.ones(2, 2))}, lambda name, p: "decay", eight, {})
