@@ -62,17 +62,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/stages"))
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     parser.add_argument("--epochs", type=float, default=12.0)
+    parser.add_argument("--rows", type=int, default=len(ROWS), help="so many of the rows, from the top")
     given = parser.parse_args()
-    found: dict[str, list[Mapping[str, float]]] = {name: [] for name, _ in ROWS}
+    rows = ROWS[: given.rows]
+    found: dict[str, list[Mapping[str, float]]] = {name: [] for name, _ in rows}
     for seed in range(given.seeds):  # seed by seed: what is there when it is stopped can be compared
-        for number, (name, changes) in enumerate(ROWS):
+        for number, (name, changes) in enumerate(rows):
             print(f"{name}, seed {seed}", flush=True)
             found[name].append(run_one(changes, seed, given.epochs, given.out / f"{number}-seed{seed}"))
             print(f"  R-Sum {found[name][-1]['r_sum']:.1f}", flush=True)
     base = [metrics["r_sum"] for metrics in found[ROWS[0][0]]]
     names = [*(f"emoji/{direction}/R@10" for direction in DIRECTIONS), "r_sum"]
     lines = []
-    for name, _ in ROWS:
+    for name, _ in rows:
         cells = [shown([metrics[column] for metrics in found[name]]) for column in names]
         sums = [metrics["r_sum"] for metrics in found[name]]
         lines.append((name, *cells, shown([a - b for a, b in zip(sums, base, strict=True)])))
