@@ -13,7 +13,6 @@ import pytest
 from sensorium.data import readers
 from sensorium.data.items import SPLITS, DataSet
 from sensorium.data.manage import import_dataset, verify_dataset
-from sensorium.data.readers import coco
 from sensorium.errors import ConfigError, DataError
 
 PLAIN = [f"A dog number 9 seen {k} times." for k in range(5)]
@@ -109,11 +108,12 @@ def test_labels_can_be_left_out(root: Path) -> None:
         (root / "annotations" / f"instances_{part}2017.json").unlink()
     dataset = readers.read("coco", root)
     assert not any(item.labels for item in dataset.items)
+    assert dataset.label_names == ()
     assert dataset.notes[-1].startswith("COCO: no labels: instances_train2017.json")
 
 
-def test_categories_stand_in_the_order_of_their_ids(root: Path) -> None:
-    assert coco.categories(root) == ("person", "stop sign", "bird")
+def test_the_names_of_labels_stand_in_the_order_of_their_ids(root: Path) -> None:
+    assert readers.read("coco", root).label_names == ("person", "stop sign", "bird")
 
 
 def test_a_blank_caption_is_no_item(root: Path) -> None:

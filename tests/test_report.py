@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,9 @@ def test_evaluation_survives_json(tmp_path: Path) -> None:
     assert evaluation_from_json(json.loads(json.dumps(evaluation_to_json(evaluation)))) == evaluation
     result = Result("val", evaluation, "val", 3, "step_00000003")
     assert read_result(write_result(tmp_path, result)) == result
+    detailed = Result("val", replace(evaluation, details={"trials": [[1, "a"]]}), "val", 3, "step_00000003")
+    assert read_result(write_result(tmp_path, detailed)) == result
+    assert json.loads((tmp_path / "evaluation/val/trials.json").read_text()) == [[1, "a"]]
     wide = Evaluation({"a": float("inf"), "b": np.float32(0.5)}, (Table("t", ("n",), ((np.int64(3),),)),))
     assert evaluation_from_json(evaluation_to_json(wide)) == wide
 

@@ -15,7 +15,7 @@ from helpers import TOY, ToyData, ToySource, ToyTask, lines, toy_config, toy_sou
 from test_resume import EACH_STEP, assert_equal_runs, cut, run
 from torch import nn
 
-from sensorium.engine import checkpoint, optim, rundir, settings
+from sensorium.engine import checkpoint, optim, rundir, session, settings
 from sensorium.engine.contract import Batch, Begin, Family, Host, Mix, Output, Sources, Stage
 from sensorium.errors import CheckpointError
 
@@ -105,6 +105,17 @@ def test_what_a_stage_began_with_is_kept_and_needed(tmp_path: Path) -> None:
     (folder / "summary.json").unlink()
     with pytest.raises(CheckpointError, match="step_00000006"):
         run(folder, config, FAMILY, resume=True)
+
+
+def test_an_opened_checkpoint_knows_its_stage(tmp_path: Path) -> None:
+    keeping_all = toy_config({**EACH_STEP, "checkpoint": {"every_steps": 1, "keep": 50}}, FAMILY)
+    run(tmp_path / "run", keeping_all, FAMILY)
+    found = []
+    for step in range(1, 13):
+        task = session.open_run(FAMILY, tmp_path / "run", f"step_{step:08d}").task
+        assert isinstance(task, AnchoredTask)
+        found.append(task.stage)
+    assert found == ["first"] * 3 + ["second"] * 3 + ["third"] * 6
 
 
 def test_each_stage_trains_on_its_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

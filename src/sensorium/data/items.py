@@ -40,13 +40,17 @@ class Item:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What a reader found. ``notes``: one line for everything that was dropped or is worth knowing."""
+    """What a reader found. ``notes``: one line for everything that was dropped or is worth knowing.
+
+    ``label_names``: all labels in the order of the data set's own numbering, where it has one.
+    """
 
     name: str
     root: Path
     licence: str
     items: tuple[Item, ...]
     notes: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()
 
     def of_split(self, split: Split) -> tuple[Item, ...]:
         return tuple(item for item in self.items if item.split == split)

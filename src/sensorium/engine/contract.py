@@ -132,9 +132,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Begin:
-    """What a family is told when a stage begins, or when a run is resumed within it.
+    """What a family is told when a stage begins, when a run is resumed within it, or when a checkpoint of it is opened.
 
-    ``shared``: as in ``Sources``. ``weights()``: those of the task when the stage began, by name, on the CPU.
+    ``shared``: as in ``Sources``; None where a checkpoint is opened to be used, and there is nothing to prepare but the
+    task. ``weights()``: those of the task when the stage began, by name, on the CPU; of an opened checkpoint its own.
     """
 
     stage: Stage
@@ -182,12 +183,16 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of one evaluation. ``metrics`` are flat numbers (``"image-text/i2t_R@1": 41.2``)."""
+    """Result of one evaluation. ``metrics`` are flat numbers (``"image-text/i2t_R@1": 41.2``).
+
+    ``details``: by name, JSON values that are stored beside the result and not shown.
+    """
 
     metrics: Mapping[str, float]
     tables: tuple[Table, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     warnings: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Evaluator(Protocol):
@@ -287,8 +292,9 @@ class Family:
     adds ``batch["step"]``, a scalar, in training.
     ``initial(task, config)``: pretrained weights for parameters that will be trained, given to a new run; not when the
     weights come from a checkpoint or a ``.pt`` file.
-    ``begin_stage(task, begin)`` prepares the task for a stage, before its first step and whenever a run is resumed in
-    it; what it does must follow from ``begin`` alone. ``after_step(task, step)`` runs after each optimizer step.
+    ``begin_stage(task, begin)`` prepares the task for a stage, before its first step, whenever a run is resumed in it
+    and when a checkpoint of it is opened; what it does must follow from ``begin`` alone. ``after_step(task, step)`` runs
+    after each optimizer step.
     ``at_chance(values)``: the step's logged values are what guessing would give; hundreds of them in a row raise an
     alarm.
     ``exports``: by format, what writes the trained model into a new folder and returns a line about it.

@@ -1,13 +1,14 @@
 """Evaluations as files: ``RUN/evaluation/<name>.json``, written after an evaluation, read by the report.
 
-One file holds an ``Evaluation`` of contract.py as plain JSON, with ``split``, ``step`` and ``checkpoint`` beside it.
+One file holds an ``Evaluation`` of contract.py as plain JSON, with ``split``, ``step`` and ``checkpoint`` beside it;
+its details are files of their own, ``RUN/evaluation/<name>/<detail>.json``.
 A metric ``chance/<name>`` is what guessing would give for the metric ``<name>``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ class Result:
 
 def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
     """Plain values; numbers that are not finite become the words ``nan``, ``inf`` and ``-inf``."""
-    content: dict[str, Any] = plain(asdict(evaluation))
+    content: dict[str, Any] = plain(asdict(replace(evaluation, details={})))
+    del content["details"]
     return content
 
 
@@ -62,11 +64,14 @@ def evaluation_from_json(content: Mapping[str, Any]) -> Evaluation:
 
 
 def write_result(run: Path, result: Result) -> Path:
-    """Write ``RUN/evaluation/<name>.json`` atomically and return its path."""
+    """Write ``RUN/evaluation/<name>.json`` atomically, after its details, and return its path."""
     head = {"split": result.split, "step": result.step, "checkpoint": result.checkpoint}
     path = run / FOLDER / f"{result.name}.json"
     make_folder(path.parent)
     content = {**head, **evaluation_to_json(result.evaluation)}
+    for name, values in result.evaluation.details.items():
+        make_folder(path.with_suffix(""))
+        write_json(path.with_suffix("") / f"{name}.json", plain(values))
     write_json(path, content)
     return path
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from sensorium import config as configuration
 from sensorium.engine import checkpoint, portable, rundir
-from sensorium.engine.contract import Family, Host, Loaded, Saved, Source, Sources
+from sensorium.engine.contract import Begin, Family, Host, Loaded, Saved, Source, Sources
 from sensorium.engine.guard import Buffers, Guard
 from sensorium.engine.order import Clock, Share
 from sensorium.engine.seeds import reseed
 from sensorium.engine.settings import RunConfig, config_class
-from sensorium.engine.stages import learnable
+from sensorium.engine.stages import learnable, stage_at
 from sensorium.engine.tracking import Level, Tracker
 from sensorium.errors import CheckpointError
 
@@ -328,6 +328,9 @@ def open_run(family: Family, folder: Path, which: str = "best") -> Loaded:
     parameters = learnable(task)
     content = load(path, family.name)
     load_weights(task, parameters, content, path)
+    if family.begin_stage is not None:
+        stage = stage_at(family.stages(config), content.state["stage_ends"], content.state["step"])
+        family.begin_stage(task, Begin(stage, config, None, Host(), lambda: content.weights))
     return Loaded(folder, path, config, facts, task.eval(), checkpoint.digest_of(content.weights))
 
 

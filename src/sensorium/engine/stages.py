@@ -39,6 +39,11 @@ def spans(stages: Sequence[Stage], total: int, stored_ends: Sequence[int] = ()) 
     return [Span(*parts) for parts in zip(stages, firsts, ends, strict=True)]
 
 
+def stage_at(stages: Sequence[Stage], ends: Sequence[int], step: int) -> Stage:
+    """The stage that the last of ``step`` steps belonged to; ``ends`` as they are stored."""
+    return next(stage for stage, end in zip(stages, ends, strict=True) if step <= end)
+
+
 def learnable(task: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that the family means to train, by name: those that it did not freeze itself."""
     return {name: p for name, p in task.named_parameters() if p.requires_grad}

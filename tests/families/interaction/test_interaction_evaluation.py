@@ -22,6 +22,7 @@ from sensorium.families.interaction.directions import directions
 from sensorium.families.interaction.evaluator import InteractionEvaluator
 from sensorium.families.interaction.judgements import Judged, ranks_after_a_look
 from sensorium.families.interaction.samples import Row
+from sensorium.families.interaction.sources import ALIGN, FULL, UNIMODAL
 from sensorium.families.interaction.task import InteractionTask, normalised
 from sensorium.metrics.classification import mean_average_precision
 from sensorium.metrics.retrieval import retrieval_of_embeddings
@@ -153,14 +154,17 @@ def test_re_ranking_follows_the_match_head(
 
 
 def test_what_was_never_trained_does_not_judge(source: EvalSource, task: InteractionTask) -> None:
-    def titles(**changes: object) -> list[str]:
+    def titles(stage: str | None = None, **changes: object) -> list[str]:
         config = task.config.model_copy(update=changes)
         other = InteractionTask(config, {"labels": task.labels, "teachers": {}}, 1).eval()
+        other.stage = stage
         with torch.no_grad():
             return [table.title for table in judgements.tables(judged(source, other), list(directions(source)))]
 
     stages, weights = task.config.stages, task.config.weights
-    assert titles() == ["Re-ranked by the match head", "Zero-shot classification", "Classification by labels"]
+    everything = ["Re-ranked by the match head", "Zero-shot classification", "Classification by labels"]
+    assert titles() == titles(FULL) == everything
+    assert titles(ALIGN) == titles(UNIMODAL) == ["Zero-shot classification"]  # a checkpoint of an earlier stage
     assert titles(weights=weights.model_copy(update={"match": 0.0, "classify": 0.0})) == ["Zero-shot classification"]
     no_full = stages.model_copy(update={"full": stages.full.model_copy(update={"share": 0.0})})
     assert titles(stages=no_full) == ["Zero-shot classification"]
@@ -320,6 +324,20 @@ def test_trials_follow_from_the_seed_alone(source: EvalSource) -> None:
     assert one.digest(split) != other.digest(split)
     assert all(lists != other.matching[kind] for kind, lists in one.matching.items())
     assert all(pairs != other.pairs[kind] for kind, pairs in one.pairs.items())
+
+
+def test_the_lists_of_trials_are_kept_by_the_names_of_the_files(source: EvalSource) -> None:
+    split = people(source)
+    kept, found = (
+        speakers.lists(split, 0)[split.names[0]],
+        speakers.trials(speakers.speakers(split, 0), split.names[0], 0),
+    )
+    assert [tuple(kind) for *kind, _ in kept["matching"]] == list(found.matching)
+    for *kind, lists in kept["matching"]:
+        trials = found.matching[tuple(kind)]
+        assert lists == [[str(split.rows[row].content) for row in trial] for trial in trials]
+    assert [(kind, len(pairs)) for kind, pairs in kept["pairs"]] == [(k, len(p)) for k, p in found.pairs.items()]
+    assert speakers.lists(source, 0) == {}
 
 
 def test_without_genders_there_are_no_rivals_of_the_same(source: EvalSource) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sensorium import families
-from sensorium.data.items import MODALITIES
+from sensorium.data.items import MODALITIES, DataSet, Item
 from sensorium.engine import checkpoint, loop, settings
 from sensorium.engine.contract import Batch, Host, Sources
 from sensorium.engine.stages import learnable, select
@@ -22,7 +22,7 @@ from sensorium.errors import ConfigError, DataError
 from sensorium.families.interaction import losses, plan
 from sensorium.families.interaction import task as module
 from sensorium.families.interaction.data import EvalSource, TrainSource
-from sensorium.families.interaction.sources import ALIGN, FULL, UNIMODAL
+from sensorium.families.interaction.sources import ALIGN, FULL, UNIMODAL, label_numbers
 from sensorium.families.interaction.task import InteractionTask
 from sensorium.parts import chunks
 
@@ -310,6 +310,17 @@ def test_targets_are_those_of_the_model_before_the_stage_and_are_encoded_once(
     (tmp_path / "run/summary.json").unlink()
     loop.train(FAMILY, config, tmp_path / "run", resume=True, quiet=True)
     assert passes == []
+
+
+def test_labels_keep_the_numbers_of_their_data_set() -> None:
+    """The rows of the classifier: COCO's categories by id, whatever comes first in the alphabet."""
+
+    def of(name: str, labels: tuple[str, ...], names: tuple[str, ...] = ()) -> DataSet:
+        return DataSet(name, Path(), "", (Item(name, name, "train", "x", labels=labels),), (), names)
+
+    sets = [of("stamps", ("cat", "ant")), of("coco", ("bird",), ("person", "stop sign", "bird"))]
+    found = label_numbers(sets, 5)
+    assert found == {"person": 0, "stop sign": 1, "bird": 2, "ant": 3, "cat": 4}
 
 
 def test_too_many_labels_are_refused(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def read(root: Path | None, options: Options) -> DataSet:
     tree = _tree(root or DEFAULT_ROOT, options.year)
     whose = options.split or ("karpathy" if _karpathy_files(tree) else "official")
     photographs = _karpathy(tree) if whose == "karpathy" else _official(tree)
-    labels = _labels(tree) if options.labels else {}
+    labels, names = _labels(tree) if options.labels else ({}, ())
     items: list[Item] = []
     nothing: Mapping[str, str] = {}
     for number, photograph in photographs.items():
@@ -123,14 +123,8 @@ def read(root: Path | None, options: Options) -> DataSet:
         ]
     if not items:
         raise DataError(f"COCO in {tree.root}: holds no captions")
-    return DataSet(NAME, tree.root, LICENCE, tuple(items), tuple(_notes(tree, whose, photographs, labels, options)))
-
-
-def categories(root: Path, year: Literal[2014, 2017] | None = None) -> tuple[str, ...]:
-    """The names of all things, in ascending order of their ids (which run to 90 with holes). Raises DataError."""
-    tree = _tree(root, year)
-    path = _required(tree, f"instances_train{tree.year}.json")
-    return tuple(name for _, name in sorted(_category_names(path).items()))
+    notes = tuple(_notes(tree, whose, photographs, labels, options))
+    return DataSet(NAME, tree.root, LICENCE, tuple(items), notes, names)
 
 
 def _tree(root: Path, year: int | None) -> _Tree:
@@ -299,19 +293,14 @@ def _without_blanks(photographs: dict[int, _Photograph]) -> dict[int, _Photograp
     return photographs
 
 
-def _category_names(path: Path) -> dict[int, str]:
-    names: dict[int, str] = {}
-    for name, number, record in parsing.records(path, "categories"):
-        with _entry(path, name, number):
-            names[parsing.field(record, "id", int)] = parsing.field(record, "name", str)
-    return names
+def _labels(tree: _Tree) -> tuple[dict[int, tuple[str, ...]], tuple[str, ...]]:
+    """What is on each photograph, and all names; in ascending order of the ids, which run to 90 with holes.
 
-
-def _labels(tree: _Tree) -> dict[int, tuple[str, ...]]:
-    """The names of what is on each photograph, in ascending order of the ids; empty where neither list is there."""
+    Empty where neither list is there.
+    """
     wanted = [f"instances_{part}{tree.year}.json" for part in ("train", "val")]
     if not any(name in tree.places for name in wanted):
-        return {}
+        return {}, ()
     seen: dict[int, set[int]] = {}
     names: dict[int, str] = {}
     for path in (_required(tree, name) for name in wanted):  # one alone would leave half of the photographs bare
@@ -332,10 +321,11 @@ def _labels(tree: _Tree) -> dict[int, tuple[str, ...]]:
             raise DataError(f"{path}: other categories than in {tree.places[wanted[0]]}")
         names = of_file
     named: dict[tuple[int, ...], tuple[str, ...]] = {}  # many photographs share their labels
-    return {
+    labels = {
         key: named.setdefault(ids, tuple(names[one] for one in ids))
         for key, ids in ((key, tuple(sorted(found))) for key, found in seen.items())
     }
+    return labels, tuple(names[one] for one in sorted(names))
 
 
 def _notes(

@@ -79,7 +79,9 @@ class InteractionEvaluator:
         if not final:
             return Evaluation(metrics)
         tables = (_recall_table(source, asked, results), *further) if asked else tuple(further)
-        return Evaluation(metrics, tables, tuple(_galleries(z, source, asked)), tuple(_warnings(metrics)))
+        trials = speakers.lists(source, self.seed)
+        details = {"speaker-trials": trials} if trials else {}
+        return Evaluation(metrics, tables, tuple(_galleries(z, source, asked)), tuple(_warnings(metrics)), details)
 
     def _metrics(
         self, collected: Mapping[str, Tensor], source: EvalSource, task: InteractionTask, results: Results

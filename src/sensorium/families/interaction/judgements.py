@@ -18,6 +18,7 @@ from sensorium.engine.contract import Batch, Table
 from sensorium.families.interaction.data import EvalSource
 from sensorium.families.interaction.directions import KS, NOUN, Direction
 from sensorium.families.interaction.matching import match_logits
+from sensorium.families.interaction.sources import FULL
 from sensorium.families.interaction.task import InteractionTask, embed, encode
 from sensorium.families.interaction.towers import Encoding
 from sensorium.metrics.classification import mean_average_precision
@@ -56,8 +57,8 @@ class Judged:
 
     @property
     def reads(self) -> bool:
-        """Whether anything was trained that looks at several modalities together."""
-        return bool(self.task.config.stages.full.share)
+        """Whether anything was trained yet that looks at several modalities together."""
+        return self.task.stage in (FULL, None) and bool(self.task.config.stages.full.share)
 
 
 def tables(judged: Judged, asked: Sequence[Direction]) -> Iterator[Table]:

@@ -79,10 +79,10 @@ def layer_scales(depths: Mapping[str, int], decay: float) -> dict[str, float]:
 def begin_stage(task: nn.Module, begin: Begin) -> None:
     """Tell the task its objective, and give the last stage its targets."""
     assert isinstance(task, InteractionTask)
-    assert isinstance(begin.shared, TrainSource)
     task.stage = begin.stage.name
-    if begin.stage.name != FULL or not task.config.weights.recon:
+    if begin.shared is None or begin.stage.name != FULL or not task.config.weights.recon:
         return
+    assert isinstance(begin.shared, TrainSource)
     model = InteractionModel(task.config)
     weights = {name.removeprefix("model."): tensor for name, tensor in begin.weights().items()}
     model.load_state_dict({name: weights[name] for name in model.state_dict()})

@@ -39,7 +39,7 @@ def sources(config: RunConfig, host: Host) -> Sources:
     places = words.find(model.text)  # say now what cannot be reached, not after the data were read
     sets = _read(data, host)
     numbers = group_numbers(sets)
-    labels = _labels(sets, model.num_classes)
+    labels = label_numbers(sets, model.num_classes)
     train = samples(sets, numbers, labels)
     if not train:
         raise DataError(f"no training samples in {', '.join(str(one.root) for one in sets)}")
@@ -107,9 +107,10 @@ def _read(data: DataConfig, host: Host) -> list[DataSet]:
     return sets
 
 
-def _labels(sets: Sequence[DataSet], most: int) -> dict[str, int]:
-    """Numbers of the labels of the training part, in alphabetical order."""
-    names = sorted({label for one in sets for item in one.of_split("train") for label in item.labels})
+def label_numbers(sets: Sequence[DataSet], most: int) -> dict[str, int]:
+    """Numbers of the labels: those of sets that number theirs, in that order, then the others by the alphabet."""
+    others = sorted({label for one in sets for item in one.of_split("train") for label in item.labels})
+    names = dict.fromkeys([*(label for one in sets for label in one.label_names), *others])
     if len(names) > most:
         raise ConfigError(f"the data have {len(names)} labels; model.num_classes is {most}: raise it")
     return {name: number for number, name in enumerate(names)}

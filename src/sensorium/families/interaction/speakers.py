@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -57,6 +57,15 @@ class Trials:
     matching: Mapping[tuple[Modality, Modality, str], Sequence[Sequence[int]]]
     pairs: Mapping[str, Sequence[tuple[int, int, bool]]]
 
+    def named(self, name: Callable[[int], str]) -> dict[str, list[Any]]:
+        """The lists as JSON values, with rows by their names."""
+        return {
+            "matching": [
+                [*kind, [[name(row) for row in trial] for trial in trials]] for kind, trials in self.matching.items()
+            ],
+            "pairs": [[kind, [[name(a), name(b), same] for a, b, same in pairs]] for kind, pairs in self.pairs.items()],
+        }
+
     def digest(self, source: EvalSource) -> str:
         """sha256 of the lists, with recordings and pictures named by their content."""
 
@@ -64,11 +73,7 @@ class Trials:
             content = source.rows[row].content
             return content if isinstance(content, str) else source.media.keys[content]
 
-        content = [
-            [[*kind, [[key(row) for row in trial] for trial in trials]] for kind, trials in self.matching.items()],
-            [[kind, [[key(a), key(b), same] for a, b, same in pairs]] for kind, pairs in self.pairs.items()],
-        ]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.named(key)).encode()).hexdigest()
 
 
 def speakers(source: EvalSource, number: int) -> Speakers | None:
@@ -131,6 +136,16 @@ def _pairs(
         yield _one(voices[person], draw), _one(faces[other], draw), False
 
 
+def lists(source: EvalSource, seed: int) -> dict[str, Any]:
+    """All trials by set, with recordings and pictures named by their files, to be stored with the result."""
+    found = {name: speakers(source, number) for number, name in enumerate(source.names)}
+    return {
+        name: trials(people, name, seed).named(lambda row: str(source.rows[row].content))
+        for name, people in found.items()
+        if people is not None
+    }
+
+
 def tables(z: np.ndarray, source: EvalSource, seed: int) -> Iterator[Table]:
     """Matching and verification, for every set with people who are both heard and seen. ``z`` ``[N, D]``: of all
     rows of the split."""
@@ -151,7 +166,10 @@ def tables(z: np.ndarray, source: EvalSource, seed: int) -> Iterator[Table]:
             verified.append((name, kind, *verification(z, pairs), CHANCE, CHANCE, len(pairs), count))
     if not matched:
         return
-    told = f"People of this split alone. The trials follow from the run's seed; their sha256: {'; '.join(digests)}."
+    told = (
+        "People of this split alone. The trials follow from the run's seed and are stored with the result; their "
+        f"sha256: {'; '.join(digests)}."
+    )
     matched.append(("chance", "", "", "", *(100 / size for size in SIZES), None, None))
     columns = ("set", "query", "finds", "rivals", *(f"of {size}" for size in SIZES), "trials", "speakers")
     note = (
