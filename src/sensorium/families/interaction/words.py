@@ -33,8 +33,9 @@ _READY = "package:minilm"
 _KIND = "model of word vectors and tokenizer"
 _WITHOUT = "model.text.word_vectors=none model.text.tokenizer=learn"
 _ADVICE = (
-    "Give the local folder of a model with BERT's vocabulary (model.text.word_vectors=FOLDER), or do without: "
-    f"{_WITHOUT} begins with random vectors and learns the words from the training captions"
+    "Give the local folder of a model with BERT's vocabulary (model.text.word_vectors=FOLDER), or one that comes as a "
+    f"package (model.text.word_vectors={_READY}), or do without: {_WITHOUT} begins with random vectors and learns the "
+    "words from the training captions"
 )
 _TORCH_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError)
 
