@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sensorium.engine.contract import Mix, Stage
 from sensorium.engine.order import Clock, MixedOrder, Order, Share, evaluation_batches, rows_at, stand_in, total_steps
-from sensorium.engine.schedule import learning_rate
+from sensorium.engine.schedule import in_steps, learning_rate
 from sensorium.engine.seeds import derive, reseed
 from sensorium.engine.settings import Schedule
 from sensorium.engine.stages import Span, spans
@@ -129,6 +129,13 @@ def test_schedules() -> None:
     assert all(b <= a for a, b in pairwise(rates[10:]))
     late = Span(Stage("second", lr_scale=0.5), 500, 1000)
     assert learning_rate(Schedule(name="linear", warmup_steps=2), 1.0, late, 500) == 0.25
+
+
+def test_a_warm_up_in_epochs() -> None:
+    assert in_steps(Schedule(warmup_epochs=1.5), 10.4).warmup_steps == 16
+    assert in_steps(Schedule(warmup_steps=7), 10.4).warmup_steps == 7
+    with pytest.raises(ValueError, match="one of"):
+        Schedule(warmup_steps=7, warmup_epochs=1.0)
 
 
 def test_stage_spans() -> None:

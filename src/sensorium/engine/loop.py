@@ -27,7 +27,7 @@ from sensorium.engine.loader import Batches, TrainingRows
 from sensorium.engine.order import Share, clock_of, order_of
 from sensorium.engine.report import write_report
 from sensorium.engine.results import Result, write_result
-from sensorium.engine.schedule import learning_rate
+from sensorium.engine.schedule import in_steps, learning_rate
 from sensorium.engine.seeds import reseed
 from sensorium.engine.session import (
     Mute,
@@ -125,6 +125,7 @@ def _train(job: _Job) -> Evaluation | None:
         rundir.create(folder, config)
     task, _ = build_task(family, config, sources, folder, backend)
     parameters = learnable(task)
+    optim.require_groups(parameters, family.group, config.optim)
     progress = restore(folder, task, parameters, config, say)
     if progress is None:
         progress = begin(family, task, config, warm or warm_start(config), say)
@@ -215,8 +216,9 @@ def _run_stage(run: Run, span: Span) -> None:
     rows = TrainingRows(order, run.share, run.backend.rank, progress.step, span.end)
     batches = Batches(source, rows, config.loader, replaced=progress.replaced)
     stream = iter(batches)
+    schedule = in_steps(config.schedule, 1 / run.clock.epoch(1))
     for step in range(progress.step, span.end):
-        rates = optim.set_rates(optimizer, learning_rate(config.schedule, config.optim.lr, span, step))
+        rates = optim.set_rates(optimizer, learning_rate(schedule, config.optim.lr, span, step))
         values = _step(run, model, stream, step)
         progress.step = step + 1
         if config.loader.bad_samples == "skip":  # counted over all processes

@@ -22,26 +22,65 @@ def build(
 ) -> torch.optim.Optimizer:
     """An optimizer whose groups carry ``name``, ``lr_scale`` and their weight decay.
 
-    ``lr_scales``: those of a stage, by pattern; parameters of one name and one scale make a group.
+    ``lr_scales``: those of a stage, by pattern; parameters of one name and one scale make a group. Groups whose name
+    ends with ``no_decay`` are not decayed, unless the settings say otherwise.
     """
     members: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         scale = next((scale for pattern, scale in lr_scales.items() if fnmatchcase(name, pattern)), 1.0)
         members.setdefault((group_of(name, parameter), scale), []).append(parameter)
-    names = dict.fromkeys(name for name, _ in members)
-    unknown = sorted(settings.groups.keys() - names.keys())
-    if unknown:
-        raise ConfigError(f"optim.groups: no parameter group {unknown[0]!r}; this stage has: {', '.join(names)}")
     groups: list[dict[str, Any]] = []
     for (name, scale), tensors in members.items():
-        own = settings.groups.get(name, Group())
-        decay = 0.0 if name == "no_decay" else settings.weight_decay
+        own = next((group for pattern, group in settings.groups.items() if fnmatchcase(name, pattern)), Group())
+        decay = 0.0 if name.endswith("no_decay") else settings.weight_decay
         decay = own.weight_decay if own.weight_decay is not None else decay
         groups.append({"params": tensors, "name": name, "lr_scale": own.lr_scale * scale, "weight_decay": decay})
     common: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
     if settings.name == "adamw8bit":
         return _adamw8bit()(groups, **common)
+    if settings.name == "bertadam":
+        return BertAdam(groups, **common)
     return torch.optim.AdamW(groups, **common, fused=True)
+
+
+class BertAdam(torch.optim.Optimizer):
+    """Adam without bias correction and with decoupled weight decay, as BERT was trained (Devlin et al. 2018, arXiv
+    1810.04805; optimization.py of google-research/bert): m and v begin at 0, and w -= lr * (m / (sqrt(v) + eps) +
+    decay * w)."""
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step; parameters without a gradient stay."""
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight] = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+            gradients = [weight.grad for weight in weights]
+            first, second = ([self.state[weight][name] for weight in weights] for name in ("exp_avg", "exp_avg_sq"))
+            torch._foreach_lerp_(first, gradients, 1 - group["betas"][0])
+            torch._foreach_mul_(second, group["betas"][1])
+            torch._foreach_addcmul_(second, gradients, gradients, 1 - group["betas"][1])
+            scale = torch._foreach_sqrt(second)
+            torch._foreach_add_(scale, group["eps"])
+            change = torch._foreach_div(first, scale)
+            torch._foreach_add_(change, weights, alpha=group["weight_decay"])
+            torch._foreach_add_(weights, change, alpha=-group["lr"])
+
+
+def require_groups(
+    parameters: Mapping[str, nn.Parameter], group_of: Callable[[str, nn.Parameter], str], settings: Optim
+) -> None:
+    """Raise ConfigError for settings of a parameter group that the model does not have."""
+    names = dict.fromkeys(group_of(name, parameter) for name, parameter in parameters.items())
+    for pattern in settings.groups:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"optim.groups: no parameter group {pattern!r}; the model has: {', '.join(names)}")
 
 
 def require(settings: Optim) -> None:

@@ -8,8 +8,19 @@ from sensorium.engine.settings import Schedule
 from sensorium.engine.stages import Span
 
 
+def in_steps(schedule: Schedule, steps_of_epoch: float) -> Schedule:
+    """The same with its warm-up counted in steps."""
+    if schedule.warmup_epochs is None:
+        return schedule
+    steps = round(schedule.warmup_epochs * steps_of_epoch)
+    return schedule.model_copy(update={"warmup_steps": steps, "warmup_epochs": None})
+
+
 def learning_rate(schedule: Schedule, base: float, span: Span, step: int) -> float:
-    """Rate at ``step`` (from 0) inside ``span``: linear warm-up, then constant, cosine or linear to the span's end."""
+    """Rate at ``step`` (from 0) inside ``span``: linear warm-up, then constant, cosine or linear to the span's end.
+
+    The warm-up must be given in steps (``in_steps``).
+    """
     done = step - span.first
     peak = base * span.stage.lr_scale
     length = span.end - span.first

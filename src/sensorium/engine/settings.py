@@ -56,8 +56,8 @@ class Group(Section):
 
 
 class Optim(Section):
-    name: Literal["adamw", "adamw8bit"] = Field(
-        "adamw", description="Optimizer; adamw8bit needs bitsandbytes and a GPU."
+    name: Literal["adamw", "adamw8bit", "bertadam"] = Field(
+        "adamw", description="Optimizer; adamw8bit needs bitsandbytes and a GPU, bertadam has no bias correction."
     )
     lr: float = resumable(1e-3, "Peak learning rate.", gt=0, le=10)
     betas: tuple[float, float] = Field((0.9, 0.999), description="Decay of AdamW's two running means.")
@@ -65,7 +65,9 @@ class Optim(Section):
     weight_decay: float = Field(
         0.01, ge=0, description="Decoupled weight decay (matrices only, unless a group says otherwise)."
     )
-    groups: dict[str, Group] = Field({}, description="Settings by parameter group name, as the family names them.")
+    groups: dict[str, Group] = Field(
+        {}, description="Settings by parameter group, as the family names them, or by pattern: the first that matches."
+    )
 
     @model_validator(mode="after")
     def _betas(self) -> Optim:
@@ -79,12 +81,19 @@ class Schedule(Section):
     warmup_steps: int = Field(
         0, ge=0, description="Steps of linear warm-up: rate(step) = lr * (step + 1) / warmup_steps, in each stage."
     )
+    warmup_epochs: float | None = Field(None, ge=0, description="The same in epochs, instead of `warmup_steps`.")
     warmup_fraction: float | None = Field(
         None, ge=0, le=1, description="Largest part of a stage that its warm-up may take; null: whatever it takes."
     )
     final_fraction: float = Field(
         0.0, ge=0, le=1, description="Part of the rate that is left at the last step (cosine, linear)."
     )
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Schedule:
+        if self.warmup_epochs is not None and self.warmup_steps:
+            raise ValueError("give one of schedule.warmup_steps and schedule.warmup_epochs")
+        return self
 
 
 class Loader(Section):
