@@ -12,6 +12,7 @@ from sensorium.config import Section
 
 Kind = Literal["clip_mean", "lora", "tome", "tempme", "stop", "unified"]
 Part = Literal["tempme", "stop"]
+Mode = Literal["joint", "tempme_only", "stop_only", "sequential"]
 KINDS: tuple[Kind, ...] = ("clip_mean", "lora", "tome", "tempme", "stop", "unified")
 PARTS: tuple[Part, ...] = ("tempme", "stop")
 _KIND = "null: as `kind` has it."
@@ -59,6 +60,12 @@ class ModelConfig(Section):
     """The defaults are the unified model on CLIP ViT-B/32."""
 
     kind: Kind = Field("unified", description="Which of the six models: a set of switches.")
+    mode: Mode = Field(
+        "joint", description="What trains: both parts, one of them, or one after the other (each for half of the epochs)."
+    )
+    trained: tuple[Part, ...] = Field(
+        (), description="Parts whose weights come trained, through `train.warm_start`: they take part from the start."
+    )
     clip: str = Field(
         "openai/clip-vit-base-patch32",
         min_length=1,
