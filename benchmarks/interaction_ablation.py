@@ -4,8 +4,8 @@
     python benchmarks/interaction_ablation.py --out runs/stages
 
 Preset `small` with two drawings of each emoji and its name spoken; "with teachers": the towers of stages 1 and 2 learn
-to say what EfficientNet-Lite0 and whisper-tiny.en, frozen, make of picture and sound. Every seed has a split of its own (by concept), the
-same for all rows; the best checkpoint of the last stage is chosen on validation, and test looked at once, at the end.
+to say what EfficientNet-Lite0 and whisper-tiny.en, frozen, make of picture and sound. Every seed has a split of its own
+(by concept), the same for all rows; the best checkpoint of the last stage is chosen on validation, and test looked at once, at the end.
 Runs that are finished are not repeated, so the script may be killed and started again. R-Sum: mean over pairs of
 modalities of R@1 + R@5 + R@10, summed over both directions (at most 600).
 """
@@ -27,8 +27,6 @@ from sensorium.engine.results import read_result
 SEEDS = (0, 1, 2)
 FIRST_SPLIT = 11  # splits that were not in view while the preset was chosen
 DIRECTIONS = ("t2i", "i2t", "t2a", "a2t", "i2a", "a2i")
-
-
 TEACHERS = {"data": {"teachers": {"image": "package:efficientnet-lite0", "audio": "package:whisper-tiny.en"}}}
 
 
