@@ -5,7 +5,8 @@
 
 Preset `small` with two drawings of each emoji and its name spoken; "with teachers": the towers of stages 1 and 2 learn
 to say what EfficientNet-Lite0 and whisper-tiny.en, frozen, make of picture and sound. Every seed has a split of its own
-(by concept), the same for all rows; the best checkpoint of the last stage is chosen on validation, and test looked at once, at the end.
+(by concept), the same for all rows; the best checkpoint of the last stage is chosen on validation, and test looked at
+once, at the end.
 Runs that are finished are not repeated, so the script may be killed and started again. R-Sum: mean over pairs of
 modalities of R@1 + R@5 + R@10, summed over both directions (at most 600).
 """
