@@ -3,8 +3,10 @@
     pip install -c constraints.txt --no-deps $(the packages of the extra `demo`)
     python benchmarks/interaction_ablation.py --out runs/stages
 
-Preset `small` with two drawings of each emoji and its name spoken. Every seed has a split of its own (by concept), the
-same for all rows; the best checkpoint of the last stage is chosen on validation, and test looked at once, at the end.
+Preset `small` with two drawings of each emoji and its name spoken; "with teachers": the towers of stages 1 and 2 learn
+to say what EfficientNet-Lite0 and whisper-tiny.en, frozen, make of picture and sound. Every seed has a split of its own
+(by concept), the same for all rows; the best checkpoint of the last stage is chosen on validation, and test looked at
+once, at the end.
 Runs that are finished are not repeated, so the script may be killed and started again. R-Sum: mean over pairs of
 modalities of R@1 + R@5 + R@10, summed over both directions (at most 600).
 """
@@ -26,6 +28,7 @@ from sensorium.engine.results import read_result
 SEEDS = (0, 1, 2)
 FIRST_SPLIT = 11  # splits that were not in view while the preset was chosen
 DIRECTIONS = ("t2i", "i2t", "t2a", "a2t", "i2a", "a2i")
+TEACHERS = {"data": {"teachers": {"image": "package:efficientnet-lite0", "audio": "package:whisper-tiny.en"}}}
 
 
 def without(*stages: str) -> dict[str, Any]:
@@ -36,6 +39,8 @@ ROWS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("all three stages", {}),
     ("without stage 1 (unimodal)", without("unimodal")),
     ("without stage 2 (align)", without("align")),
+    ("with teachers, all three stages", TEACHERS),
+    ("with teachers, without stage 1", {**TEACHERS, **without("unimodal")}),
     ("without stage 3 (full)", without("full")),
     ("stage 3 alone", without("unimodal", "align")),
 )

@@ -358,3 +358,16 @@ def test_media_are_small_and_on_white(tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_bytes(b"RIFF")
     assert read_picture(tmp_path / "bad.png") is None
     assert read_sound(tmp_path / "bad.wav") is None
+
+
+def test_a_long_value_is_cut_on_the_page_alone(tmp_path: Path) -> None:
+    finished = make_run(tmp_path / "run")
+    facts = {"vocabulary": {"words": [f"word{n}" for n in range(3000)]}, "short": "s" * 300}
+    (finished / "facts.json").write_text(json.dumps(facts))
+    write_report(finished)
+    page = (finished / "report.html").read_text()
+    assert "word1" in page
+    assert "characters)" in page
+    assert "word2999" not in page
+    assert "s" * 300 in page
+    assert json.loads((finished / "report.json").read_text())["facts"] == facts

@@ -157,7 +157,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Shown:
-    """One thing to look at: text, a picture file or a sound file, or several of them together."""
+    """One thing to look at: text, a picture file or a sound file, or several of them together. Paths are absolute, or
+    relative to the run folder."""
 
     caption: str
     image: str | None = None

@@ -37,6 +37,7 @@ from sensorium.engine.results import Result
 
 GLANCE_MEASURES = 3  # bar charts on top: the first measures that have a chance level
 OPEN_EVENTS = 20
+LONGEST = 300  # characters of a value
 
 
 def page(data: RunData) -> str:
@@ -94,6 +95,11 @@ def _head(data: RunData, warnings: Sequence[str]) -> str:
         f'<header><p class="brand">Sensorium report</p><h1>{escape(data.run.name)}</h1>'
         f'<ul class="chips">{chips}</ul>{box}{_tiles(data)}{_time_bar(data)}</header>'
     )
+
+
+def _cut(text: str) -> str:
+    """The beginning of what nobody reads to its end, such as a vocabulary."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text):,} characters)"
 
 
 def _text(value: Any) -> str:
@@ -317,7 +323,7 @@ def environment_chapter(data: RunData) -> str:
         _scroll(
             title,
             "<th scope=col>name</th><th scope=col>value</th>",
-            "".join(f"<tr><th scope=row>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in flat(content)),
+            "".join(f"<tr><th scope=row>{escape(k)}</th><td>{escape(_cut(v))}</td></tr>" for k, v in flat(content)),
         )
         for title, content in tables
         if content

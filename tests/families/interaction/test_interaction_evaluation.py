@@ -19,7 +19,7 @@ from sensorium.errors import ConfigError, DataError
 from sensorium.families.interaction import judgements, samples, speakers
 from sensorium.families.interaction.data import EvalSource
 from sensorium.families.interaction.directions import directions
-from sensorium.families.interaction.evaluator import InteractionEvaluator
+from sensorium.families.interaction.evaluator import InteractionEvaluator, show
 from sensorium.families.interaction.judgements import Judged, ranks_after_a_look
 from sensorium.families.interaction.samples import Row
 from sensorium.families.interaction.sources import ALIGN, FULL, UNIMODAL
@@ -445,3 +445,11 @@ def test_directions_leave_out_queries_without_an_answer(source: EvalSource) -> N
     split = other_rows(source, [row(0, "image"), row(1, "image"), row(0, "audio"), row(2, "audio")])
     found = {(d.query, d.gallery): (d.asked.tolist(), d.stock.tolist()) for d in directions(split)}
     assert found == {("image", "audio"): ([0], [2, 3]), ("audio", "image"): ([2], [0, 1])}
+
+
+def test_what_is_shown_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set may lie at a path from here; the report asks from the run's folder."""
+    monkeypatch.chdir(tmp_path)
+    for modality, kept in (("image", "image"), ("audio", "audio")):
+        shown = show(Row(0, 0, modality, Path("data/one"), "one", (), {}))
+        assert getattr(shown, kept) == str(tmp_path / "data/one")

@@ -192,5 +192,5 @@ def show(row: Row, *, right: bool | None = None, score: float | None = None) -> 
     """What the report shows of a row: its words, its picture, or its sound to be played."""
     if isinstance(row.content, str):
         return Shown(row.content, None, None, right, score)
-    image, audio = (str(row.content) if row.modality == m else None for m in ("image", "audio"))
+    image, audio = (str(row.content.absolute()) if row.modality == m else None for m in ("image", "audio"))
     return Shown(row.caption, image, audio, right, score)

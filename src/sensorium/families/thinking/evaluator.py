@@ -229,6 +229,6 @@ def _cards(
 
 def show(item: Item, modality: Modality, *, right: bool | None = None, score: float | None = None) -> Shown:
     """What the report shows of an item: its text, and the picture or sound when that is what is meant."""
-    image = str(item.image) if modality == "image" and item.image else None
-    audio = str(item.audio) if modality == "audio" and item.audio else None
+    image = str(item.image.absolute()) if modality == "image" and item.image else None
+    audio = str(item.audio.absolute()) if modality == "audio" and item.audio else None
     return Shown(item.text or item.id, image, audio, right, score)
