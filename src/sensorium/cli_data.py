@@ -124,7 +124,7 @@ def import_data(
     target: Annotated[Path, typer.Argument(help="New folder for it.")],
     options: Options = None,
     root: Root = None,
-    copy: Annotated[bool, typer.Option(help="Copy pictures and sounds instead of linking to them.")] = False,
+    copy: Annotated[bool, typer.Option(help="Copy files instead of linking to them.")] = False,
     form: Annotated[str, typer.Option("--format", help="What is written: native, coco or clotho.")] = "native",
 ) -> None:
     """Turn a data set of any format into the native one (manifest.jsonl and its files), or into a tree like COCO's
@@ -148,7 +148,7 @@ def verify(
     reader: Reader,
     options: Options = None,
     root: Root = None,
-    decode: Annotated[bool, typer.Option(help="Decode every picture and sound.")] = True,
+    decode: Annotated[bool, typer.Option(help="Decode every picture, sound and video.")] = True,
 ) -> None:
     """Check a data set: counts, missing and broken files, overlap of splits. Exit code 2 when something is wrong."""
     from sensorium.config import parse_overrides
@@ -158,7 +158,7 @@ def verify(
     dataset = readers.read(reader, root, parse_overrides(options or []))
     for note in dataset.notes:
         typer.echo(printable(note))
-    files = {path for item in dataset.items for path in (item.image, item.audio) if path is not None}
+    files = {path for item in dataset.items for path in item.files.values()}
     with progress_bar("verify", len(files)) as advance:
         report = manage.verify_dataset(dataset, decode=decode, progress=advance)
     for split, counts in report.counts.items():

@@ -14,7 +14,6 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from sensorium.data.feature_keys import Content
 from sensorium.data.feature_shards import Array, Entry
 from sensorium.data.feature_store import Dtype, FeatureStore
 from sensorium.data.items import Modality
@@ -41,8 +40,9 @@ class Encoder(Protocol):
     ``identity``: JSON values that decide the features, among them the next three. ``has_vector``: ``pooled`` is a
     projection of its own, not a mean of tokens. ``batch_size``: samples of one forward pass. ``max_seconds``: part of
     a recording that counts.
-    ``prepare`` is called on several threads at once, except for text; it takes a caption, an RGB picture, or mono
-    sound ``[samples]`` float32 at 16 kHz. A result of ``encode`` must not depend on the other samples of the call.
+    ``prepare`` is called on several threads at once, except for text; it takes a caption, an RGB picture, mono sound
+    ``[samples]`` float32 at 16 kHz, or, for video, the content as it is. A result of ``encode`` must not depend on the
+    other samples of the call.
     """
 
     @property
@@ -91,7 +91,7 @@ class FillOptions:
     shard_seconds: float = 20.0
 
 
-def fill(store: FeatureStore, encoder: Encoder, wanted: Mapping[str, Content], options: FillOptions) -> dict[str, str]:
+def fill(store: FeatureStore, encoder: Encoder, wanted: Mapping[str, Any], options: FillOptions) -> dict[str, str]:
     """Encode ``wanted`` (key -> content) into the store; what was finished stays if this stops half-way.
 
     Returns the keys left out under policy "skip", with the reason. Raises DataError for a broken file under "raise",
@@ -124,8 +124,10 @@ def fill(store: FeatureStore, encoder: Encoder, wanted: Mapping[str, Content], o
     return skipped
 
 
-def load(encoder: Encoder, content: Content) -> Any:
+def load(encoder: Encoder, content: Any) -> Any:
     """Decode and prepare one sample. Raises DataError naming the file, or the caption, and the reason."""
+    if encoder.modality == "video":
+        return encoder.prepare(content)
     if isinstance(content, str) != (encoder.modality == "text"):
         raise TypeError(f"content for {encoder.modality} must be a {'str' if encoder.modality == 'text' else 'Path'}")
     try:
@@ -142,9 +144,9 @@ def load(encoder: Encoder, content: Content) -> Any:
         raise error if named else DataError(f"{describe(content)}: {error}") from error
 
 
-def describe(content: Content) -> str:
+def describe(content: Any) -> str:
     """A content in a message."""
-    return str(content) if isinstance(content, Path) else f"caption {content[:60]!r}"
+    return f"caption {content[:60]!r}" if isinstance(content, str) else str(content)
 
 
 def _chunk_size(encoder: Encoder) -> int:
@@ -163,10 +165,10 @@ def _chunks(samples: Iterator[tuple[str, Any]], size: int) -> Iterator[list[tupl
         yield chunk
 
 
-def _prepared(encoder: Encoder, wanted: Mapping[str, Content], options: FillOptions) -> Iterator[tuple[str, Any]]:
+def _prepared(encoder: Encoder, wanted: Mapping[str, Any], options: FillOptions) -> Iterator[tuple[str, Any]]:
     """``(key, prepared sample or DataError)``, a few batches ahead of the encoder."""
 
-    def job(content: Content) -> Any:
+    def job(content: Any) -> Any:
         try:
             return load(encoder, content)
         except DataError as error:
@@ -194,7 +196,7 @@ def _prepared(encoder: Encoder, wanted: Mapping[str, Content], options: FillOpti
         pool.shutdown(cancel_futures=True)
 
 
-def _entry(key: str, result: Encoded, content: Content, encoder: Encoder, dtype: Dtype) -> Entry:
+def _entry(key: str, result: Encoded, content: Any, encoder: Encoder, dtype: Dtype) -> Entry:
     with np.errstate(over="ignore"):  # found and said below
         entry = Entry(key, result.tokens.astype(dtype), result.pooled.astype(dtype))
     if not (np.isfinite(entry.tokens).all() and np.isfinite(entry.pooled).all()):

@@ -38,7 +38,7 @@ SUFFIX = ".shard"
 _MAGIC = b"SENSFEA1"
 _FIXED = struct.Struct("<8sQQ32s")
 _ALIGN = 64
-_DTYPES = ("float16", "float32", "float64")
+_DTYPES = ("float16", "float32", "float64", "uint8")
 
 
 @dataclass(frozen=True)

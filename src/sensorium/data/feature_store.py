@@ -38,7 +38,7 @@ from sensorium.data.feature_shards import (
 from sensorium.errors import DataError
 from sensorium.files import new_file, open_file, remove, remove_leftovers
 
-Dtype = Literal["float16", "float32"]
+Dtype = Literal["float16", "float32", "uint8"]  # uint8: kept frames (frame_cache.py)
 MEMO = "hashes.sqlite"
 IDENTITY = "identity.json"
 _FORMAT = 1  # of the features: part of the namespace

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ __all__ = [
     "cache_info",
     "cached",
     "clear",
+    "complete",
     "default_root",
 ]
 
@@ -87,7 +88,15 @@ def cached(
     if options.world_size > 1:  # share the hashing: the others read it from the memo
         store.keys(contents[options.rank :: options.world_size])
         options.barrier()
-    keys = store.keys(contents)
+    complete(store, encoder, store.keys(contents), contents, options)
+    return store
+
+
+def complete(
+    store: FeatureStore, encoder: Encoder, keys: Iterable[str], contents: Iterable[Any], options: FillOptions
+) -> None:
+    """Encode into the store what it lacks of ``contents``, which have these keys; see ``cached``."""
+    keys, contents = list(keys), list(contents)
     wanted = dict(zip(keys, contents, strict=True))
     missing = store.missing(wanted)
     options.barrier()  # nobody adds or deletes before everybody has counted
@@ -102,7 +111,6 @@ def cached(
             store.skipped[str(content)] = reasons.get(key, "another process could not encode it and knows why")
     if store.skipped and options.policy == "raise":
         raise DataError(f"feature cache {store.folder}: {len(left)} entries are gone again; run it once more")
-    return store
 
 
 class LiveFeatures:

@@ -15,6 +15,7 @@ from sensorium.data import trees
 from sensorium.data.items import SPLITS, DataSet, Item, Split
 from sensorium.data.media import load_audio, load_image
 from sensorium.data.readers import flickr8k, native
+from sensorium.data.video import load_video
 from sensorium.errors import DataError
 from sensorium.files import make_folder, new_folder, write_file
 
@@ -59,6 +60,7 @@ def _counts(items: Sequence[Item]) -> dict[str, int]:
         "texts": len({item.text for item in items if item.text is not None}),
         "images": len({item.image for item in items if item.image is not None}),
         "audio": len({item.audio for item in items if item.audio is not None}),
+        "videos": len({item.video for item in items if item.video is not None}),
     }
 
 
@@ -68,12 +70,12 @@ def _item_problems(dataset: DataSet) -> Iterator[str]:
         if count > 1:
             yield f"{name}: the id is given {count} times"
     for item in dataset.items:
-        if item.text is None and item.image is None and item.audio is None:
-            yield f"{item.id}: has none of text, image, audio"
+        if item.text is None and not item.files:
+            yield f"{item.id}: has none of text, image, audio, video"
         if item.text is not None and not item.text.strip():
             yield f"{item.id}: empty text"
-        for path in (item.image, item.audio):
-            if path is not None and not _plain(path).is_relative_to(root):
+        for path in item.files.values():
+            if not _plain(path).is_relative_to(root):
                 yield f"{item.id}: {path} lies outside {dataset.root}"
 
 
@@ -95,10 +97,7 @@ def _media(dataset: DataSet) -> dict[Path, str]:
     """Every file once, and what it is."""
     media: dict[Path, str] = {}
     for item in dataset.items:
-        if item.image is not None:
-            media[item.image] = "image"
-        if item.audio is not None:
-            media[item.audio] = "audio"
+        media |= {path: medium for medium, path in item.files.items()}
     return media
 
 
@@ -111,6 +110,8 @@ def _check_file(path: Path, kind: str) -> tuple[str, str]:
             load_image(path)
         elif kind == "audio":
             load_audio(path)
+        elif kind == "video":
+            load_video(path)
     except OSError as error:
         return "", f"{path}: cannot be read ({error.strerror})"
     except DataError as error:
@@ -122,7 +123,7 @@ def _twins(dataset: DataSet, digests: dict[Path, str]) -> Iterator[str]:
     """Files of the same bytes in two splits."""
     splits: dict[str, dict[Split, Path]] = {}
     for item in dataset.items:
-        for path in (item.image, item.audio):
+        for path in item.files.values():
             if path in digests:
                 splits.setdefault(digests[path], {}).setdefault(item.split, path)
     for found in splits.values():
@@ -138,7 +139,7 @@ def _join(splits: Sequence[Split] | set[Split] | dict[Split, Path]) -> str:
 def import_dataset(dataset: DataSet, target: Path, copy: bool = False) -> Path:
     """Write ``dataset`` in the native format and return its folder, which appears by one rename::
 
-        manifest.jsonl   dataset.json   image/   audio/
+        manifest.jsonl   dataset.json   image/   audio/   video/
 
     ``copy``: files are copied; otherwise they are symbolic links, and the originals have to stay. Raises DataError: the
     target holds something already, a file is missing, the place cannot be written.

@@ -45,7 +45,7 @@ def load_image(path: Path) -> Image.Image:
     reason: missing, empty, truncated, not a picture, of a format not in ``reading.PICTURE_FORMATS``, more pixels than
     ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
-    _require_file(path)
+    require_file(path)
     try:
         with reading.open_plain(path) as file:
             image, orientation = _open_image(file)
@@ -87,7 +87,7 @@ def load_audio(path: Path, rate: int = 16000, max_seconds: float | None = None) 
     of zero length, truncated, not a sound, of an absurd rate or length, NaN or infinite samples. An Ogg stream cut
     between two of its pages cannot be told from a shorter one.
     """
-    _require_file(path)
+    require_file(path)
     try:
         with soundfile.SoundFile(path) as sound:
             _require_whole_wav(path, sound.extra_info)
@@ -127,7 +127,8 @@ def _read_mono(path: Path, sound: soundfile.SoundFile, count: int) -> Samples:
     return np.concatenate(pieces)
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
+    """Raise DataError when this is no plain file, or an empty one: a pipe would be waited for."""
     try:
         size = path.stat().st_size
     except OSError as error:

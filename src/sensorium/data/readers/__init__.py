@@ -52,7 +52,8 @@ def read(name: str, root: Path | None = None, options: Mapping[str, Any] | None 
 
 def _require_unicode(item: Item) -> None:
     """Reports and caches are UTF-8: what is not cannot be written down."""
-    words = (item.id, item.group, item.text or "", str(item.image or ""), str(item.audio or ""), *item.labels)
+    said = (item.text or "", *(moment.text for moment in item.moments))
+    words = (item.id, item.group, *said, *map(str, item.files.values()), *item.labels)
     try:
         "".join((*words, *item.meta, *item.meta.values())).encode()
     except UnicodeEncodeError:

@@ -3,14 +3,16 @@
     manifest.jsonl   {"id": "1", "group": "dog", "split": "train", "text": "a dog", "image": "images/dog.png", ...}
     dataset.json     optional: {"name": ..., "licence": ..., "notes": [...]}
 
-Keys of a line: ``id`` and ``split`` (train, val or test) are required, and one of ``text``, ``image``, ``audio`` at
-least; ``group`` (default: the id), ``labels`` (list of words), ``time`` (seconds) and ``meta`` (words by word) may be
-there. Paths are written with ``/`` and stay inside the folder.
+Keys of a line: ``id`` and ``split`` (train, val or test) are required, and one of ``text``, ``image``, ``audio``,
+``video`` at least; ``group`` (default: the id), ``labels`` (list of words), ``time`` (seconds) and ``meta`` (words by
+word) may be there, and of a video ``span`` (``[from, to]``, the seconds that count) and ``moments`` (list of
+``[from, to, text]``). Paths are written with ``/`` and stay inside the folder.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,12 +22,14 @@ from pydantic import Field, ValidationError, model_validator
 from sensorium import reading
 from sensorium.config import Section
 from sensorium.data.files import read_text
-from sensorium.data.items import DataSet, Item, Split
+from sensorium.data.items import MEDIA, DataSet, Item, Moment, Split
 from sensorium.errors import DataError
 from sensorium.files import write_file, write_json
 
 NAME = "native"
-SUMMARY = "manifest.jsonl: one JSON object a line with id, group, split, text, image, audio; paths relative to it"
+SUMMARY = (
+    "manifest.jsonl: one JSON object a line with id, group, split, text, image, audio, video; paths relative to it"
+)
 LICENCE = "as dataset.json beside the manifest says"
 MANIFEST = "manifest.jsonl"
 ABOUT = "dataset.json"
@@ -57,14 +61,21 @@ class Line(Section):
     labels: tuple[str, ...] = ()
     time: float | None = None
     meta: dict[str, str] = Field({})
+    video: str | None = Field(None, min_length=1, max_length=_NAME)
+    span: tuple[float, float] | None = None
+    moments: tuple[tuple[float, float, str], ...] = ()
 
     @model_validator(mode="after")
     def _usable(self) -> Line:
-        if self.text is None and self.image is None and self.audio is None:
-            raise ValueError("has none of text, image, audio")
-        for key, value in (("image", self.image), ("audio", self.audio)):
+        paths = {"image": self.image, "audio": self.audio, "video": self.video}
+        if self.text is None and not any(paths.values()):
+            raise ValueError("has none of text, image, audio, video")
+        for key, value in paths.items():
             if value is not None and leaves(value):
                 raise ValueError(f"{key}: {value!r} leaves the folder of the manifest; paths are relative to it")
+        for start, end in (*([self.span] if self.span else []), *(moment[:2] for moment in self.moments)):
+            if not 0 <= start < end < math.inf:
+                raise ValueError(f"{start} to {end} is no stretch of a video: from and to are seconds, 0 <= from < to")
         return self
 
 
@@ -153,6 +164,9 @@ def _item(line: Line, root: Path) -> Item:
         labels=line.labels,
         time=line.time,
         meta=line.meta,
+        video=root / line.video if line.video else None,
+        span=line.span,
+        moments=tuple(Moment(*moment) for moment in line.moments),
     )
 
 
@@ -170,11 +184,12 @@ def manifest_lines(items: Sequence[Item], paths: Mapping[Path, str]) -> Iterator
             "group": item.group,
             "split": item.split,
             "text": item.text,
-            "image": paths[item.image] if item.image else None,
-            "audio": paths[item.audio] if item.audio else None,
+            **{medium: paths[item.files[medium]] for medium in MEDIA if medium in item.files},
             "labels": list(item.labels),
             "time": item.time,
             "meta": dict(item.meta),
+            "span": item.span,
+            "moments": [(moment.start, moment.end, moment.text) for moment in item.moments],
         }
         kept = {key: value for key, value in values.items() if value is not None and value not in ([], {})}
         yield json.dumps(kept, ensure_ascii=False, allow_nan=False)
