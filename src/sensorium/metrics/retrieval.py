@@ -49,20 +49,27 @@ def _best_ranks(scores_QG: Array, right_QG: NDArray[np.bool_]) -> Integers:
     return 1 + ((scores_QG >= best[:, None]) & ~right_QG).sum(axis=1)
 
 
+def products(query_QD: Array, gallery_GD: Array) -> NDArray[np.float32]:
+    """Dot products ``[Q, G]``, summed in float64 and rounded to float32.
+
+    Equal vectors then get equal scores wherever they stand, and a tie stays a tie. (A float32 product may differ in the
+    last bit from one column of a block to the next.)
+    """
+    found: NDArray[np.float32] = (query_QD.astype(np.float64) @ gallery_GD.astype(np.float64).T).astype(np.float32)
+    return found
+
+
 def ranks_of_embeddings(
     query_QD: Array, gallery_GD: Array, query_group: Integers, gallery_group: Integers, chunk: int = 1024
 ) -> Integers:
     """``ranks`` of dot products, ``chunk`` queries at a time.
 
-    Products are summed in float64 and rounded to float32: equal vectors then get equal scores wherever they stand,
-    and a tie stays a tie. (A float32 product may differ in the last bit from one column of a block to the next.)
     """
     if len(query_QD) != len(query_group) or len(gallery_GD) != len(gallery_group):
         raise ValueError("there must be one group for each embedding")
-    gallery = gallery_GD.astype(np.float64).T
     parts = []
     for start in range(0, len(query_QD), chunk):
-        scores = (query_QD[start : start + chunk].astype(np.float64) @ gallery).astype(np.float32)
+        scores = products(query_QD[start : start + chunk], gallery_GD)
         parts.append(ranks(scores, query_group[start : start + chunk], gallery_group))
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
@@ -81,21 +88,23 @@ def _chance(right_Q: Integers, size: int, k: int) -> float:
     return float(100 * (1 - missed).mean())
 
 
-def classification(scores_NC: Array, right_NC: NDArray[np.bool_], ks: Sequence[int] = (1, 5)) -> RetrievalResult:
-    """Items against classes, of which several may be right: percent of items with a right class in the top k.
+def judge(scores_QG: Array, right_QG: NDArray[np.bool_], ks: Sequence[int]) -> RetrievalResult:
+    """Judge a matrix of scores where a query may have several right items, whatever they have in common otherwise.
 
-    Raises ValueError for a score that is NaN and for an item without a right class.
+    Raises ValueError for a score that is NaN, for a query without a right item, and without a query.
     """
-    if np.isnan(scores_NC).any():
+    if len(scores_QG) == 0:
+        raise ValueError("there is no query")
+    if np.isnan(scores_QG).any():
         raise ValueError("a score is NaN")
-    rank_N = _best_ranks(scores_NC, right_NC)
+    rank_Q = _best_ranks(scores_QG, right_QG)
     return RetrievalResult(
-        recall={k: float(100 * (rank_N <= k).mean()) for k in ks},
-        chance={k: _chance(right_NC.sum(axis=1), right_NC.shape[1], k) for k in ks},
-        median_rank=float(np.median(rank_N)),
-        mean_rank=float(rank_N.mean()),
-        queries=len(rank_N),
-        gallery=right_NC.shape[1],
+        recall={k: float(100 * (rank_Q <= k).mean()) for k in ks},
+        chance={k: _chance(right_QG.sum(axis=1), right_QG.shape[1], k) for k in ks},
+        median_rank=float(np.median(rank_Q)),
+        mean_rank=float(rank_Q.mean()),
+        queries=len(rank_Q),
+        gallery=right_QG.shape[1],
     )
 
 

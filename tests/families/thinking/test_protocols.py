@@ -17,7 +17,7 @@ from sensorium.families.thinking import protocols
 from sensorium.families.thinking.data import FeatureSource
 from sensorium.families.thinking.evaluator import _cards
 from sensorium.families.thinking.task import ThinkingTask
-from sensorium.metrics.retrieval import classification
+from sensorium.metrics.retrieval import judge
 
 FAMILY = families.load("thinking")
 
@@ -137,11 +137,11 @@ def _only(source: FeatureSource, modalities: tuple[str, ...]) -> FeatureSource:
 def test_any_right_class_counts_and_ties_do_not() -> None:
     scores = np.array([[3.0, 2.0, 1.0], [1.0, 1.0, 0.0]])
     right = np.array([[False, True, True], [True, False, False]])
-    found = classification(scores, right, (1, 2))
+    found = judge(scores, right, (1, 2))
     assert found.recall == {1: 0.0, 2: 100.0}
     assert found.chance[1] == pytest.approx(50.0)  # two of three, and one of three
     with pytest.raises(ValueError, match=r"query 1 has no right"):
-        classification(scores, np.array([[True, False, False], [False, False, False]]))
+        judge(scores, np.array([[True, False, False], [False, False, False]]))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -22,7 +22,7 @@ from sensorium.families.interaction.sources import FULL
 from sensorium.families.interaction.task import InteractionTask, embed, encode
 from sensorium.families.interaction.towers import Encoding
 from sensorium.metrics.classification import mean_average_precision
-from sensorium.metrics.retrieval import classification, retrieval_of_embeddings, summarise
+from sensorium.metrics.retrieval import judge, retrieval_of_embeddings, summarise
 
 RERANKED = 20  # of the found items, ordered anew by the match head
 ASKED = 200  # queries of that table at most: each costs as many looks
@@ -177,7 +177,7 @@ def by_names(judged: Judged) -> Table | None:
             scores_NC = similarities(judged.z[rows], _sentences(judged, template, classes))
             right_NC = np.array([[label in judged.source.rows[r].labels for label in classes] for r in rows])
             for fold, mine in _folds([judged.source.rows[r].meta.get("fold") for r in rows]):
-                found = classification(scores_NC[mine], right_NC[mine], TOP)
+                found = judge(scores_NC[mine], right_NC[mine], TOP)
                 numbers = (*(found.recall[k] for k in TOP), *(found.chance[k] for k in TOP))
                 lines.append((name, NOUN[modality], fold, *numbers, found.queries, found.gallery))
     columns = ("set", "of", "fold", *(f"top-{k}" for k in TOP), *(f"chance top-{k}" for k in TOP), "items", "classes")

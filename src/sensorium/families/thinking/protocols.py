@@ -14,7 +14,7 @@ from sensorium.data.items import Modality
 from sensorium.engine.contract import Table
 from sensorium.families.thinking.data import TEMPLATES, FeatureSource
 from sensorium.families.thinking.task import ThinkingTask
-from sensorium.metrics.retrieval import chance_recall, classification, retrieval_of_embeddings
+from sensorium.metrics.retrieval import chance_recall, judge, retrieval_of_embeddings
 
 KS, TOP = (1, 5, 10), (1, 5)
 NOUN: dict[Modality, str] = {"text": "text", "image": "picture", "audio": "sound"}
@@ -120,6 +120,6 @@ def classified(
         class_CD = task.embed(batch)["text"].detach().float().cpu()
         scores_NC = collected[modality][rows].numpy() @ class_CD.numpy().T
         right_NC = np.array([[label in source.items[row].labels for label in source.classes] for row in rows])
-        found = classification(scores_NC, right_NC, TOP)
+        found = judge(scores_NC, right_NC, TOP)
         numbers = (*(found.recall[k] for k in TOP), *(found.chance[k] for k in TOP))
         yield (NOUN[modality], *numbers, found.queries, found.gallery)

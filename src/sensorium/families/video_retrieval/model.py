@@ -245,7 +245,7 @@ class UnifiedTempMeSTOPModel(nn.Module):
         losses, total = {}, torch.zeros((), device=text.device)
         for name, vector in vectors.items():
             if weights[name] and vector is not None:
-                losses[name] = self._contrast(vector, text, groups)
+                losses[name] = self.contrast(vector, text, groups)
                 total = total + weights[name] * losses[name]
         if not losses:
             raise ConfigError(
@@ -253,7 +253,8 @@ class UnifiedTempMeSTOPModel(nn.Module):
             )
         return {"total_loss": total, **losses}
 
-    def _contrast(self, video: Tensor, text: Tensor, groups: Tensor) -> Tensor:
+    def contrast(self, video: Tensor, text: Tensor, groups: Tensor) -> Tensor:
+        """Symmetric InfoNCE of unit vectors ``[B, E]``, a scalar; rows of one group are right answers to each other."""
         everyone = (video, text, groups)
         if self.training and world_size() > 1:
             everyone = (gather_rows(video), gather_rows(text), gather_rows(groups))

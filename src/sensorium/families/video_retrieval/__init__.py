@@ -1,0 +1,45 @@
+"""Text-to-video retrieval on CLIP: token merging across time (TempMe), prompts that follow change (STOP), or both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sensorium.engine.contract import Family, Sources
+from sensorium.engine.settings import RunConfig
+from sensorium.families.video_retrieval.config import ModelConfig
+from sensorium.families.video_retrieval.data import DataConfig
+from sensorium.families.video_retrieval.evaluator import VideoEvaluator
+from sensorium.families.video_retrieval.model import UnifiedTempMeSTOPModel
+from sensorium.families.video_retrieval.presets import PRESETS
+from sensorium.families.video_retrieval.sources import sources
+from sensorium.families.video_retrieval.task import VideoRetrievalTask, begin_stage, group, sections, stages
+
+
+def _facts(config: RunConfig, found: Sources) -> dict[str, Any]:
+    """Nothing: the model follows from the configuration alone."""
+    del config, found
+    return {}
+
+
+def _task(config: RunConfig, facts: Mapping[str, Any]) -> VideoRetrievalTask:
+    del facts
+    model, data = sections(config)
+    return VideoRetrievalTask(UnifiedTempMeSTOPModel(model, data.datatype), config.train.micro_batches)
+
+
+FAMILY = Family(
+    name="video_retrieval",
+    summary="text-video retrieval on CLIP: TempMe token merging, STOP prompts, or both in one pass",
+    model=ModelConfig,
+    data=DataConfig,
+    presets=PRESETS,
+    sources=sources,
+    facts=_facts,
+    task=_task,
+    stages=stages,
+    group=group,
+    begin_stage=begin_stage,
+    evaluator=VideoEvaluator,
+    accumulation="inside-task",
+)

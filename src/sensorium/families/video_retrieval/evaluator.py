@@ -1,0 +1,177 @@
+"""Retrieval of videos by captions and of captions by videos, beside chance.
+
+Legend: V videos, C captions, each encoded once, Q queries (a caption of a video), E shared space, N = V + C rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sensorium.engine.contract import Batch, Card, Evaluation, Gallery, Shown, Source, Table
+from sensorium.engine.settings import RunConfig
+from sensorium.errors import DataError
+from sensorium.families.video_retrieval.data import Clip, EvalSource
+from sensorium.families.video_retrieval.task import VideoRetrievalTask, sections
+from sensorium.metrics.rescoring import dual_softmax, querybank_norm
+from sensorium.metrics.retrieval import RetrievalResult, judge, products
+
+KS = (1, 5, 10, 50)
+SUMMED = (1, 5, 10)
+BEST_R_SUM = 2 * 100 * len(SUMMED)
+LOSS_ROWS = 128  # of a chunk of the validation loss
+CARDS, SHOWN = 6, 5
+NAMES: Mapping[str, tuple[str, str]] = {"t2v": ("text", "video"), "v2t": ("video", "text")}
+Results = Mapping[str, RetrievalResult]
+
+
+class VideoEvaluator:
+    """Each video and each caption is encoded once. ``final`` adds tables and galleries."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.settings = sections(config)[1].evaluation
+        self.protocol = sections(config)[1].protocol
+
+    def collect(self, task: nn.Module, batch: Batch, *, final: bool) -> Mapping[str, Tensor]:
+        """``z`` ``[N, E]``: the vector of a video or a caption; at the end ``frames`` ``[N, T, E]``, 0 for captions."""
+        assert isinstance(task, VideoRetrievalTask)
+        rows = len(batch["index"])
+        model, device = task.model, batch["index"].device
+        z = torch.zeros(rows, model.clip.shape.embed, device=device)
+        frames = torch.zeros(rows, model.frames, z.shape[1], device=device) if final and self.settings.localise else None
+        if "video" in batch:
+            found = model.encode_video(batch["video"], batch["video_mask"])
+            z[batch["video_rows"]] = found.video.to(z)
+            if frames is not None:
+                frames[batch["video_rows"]] = found.frames.to(z)
+        if "input_ids" in batch:
+            z[batch["text_rows"]] = model.encode_text(batch["input_ids"], batch["attention_mask"]).to(z)
+        return {"z": z} if frames is None else {"z": z, "frames": frames}
+
+    def score(self, collected: Mapping[str, Tensor], source: Source, task: nn.Module, *, final: bool) -> Evaluation:
+        if not isinstance(source, EvalSource):
+            raise DataError("the training split holds pairs, not single videos to rank; evaluate val or test")
+        assert isinstance(task, VideoRetrievalTask)
+        z = collected["z"].numpy()
+        videos, captions = z[: len(source.videos)], z[len(source.videos) :]
+        scores_VC = products(videos, captions)
+        results = _results(scores_VC, scores_VC.T, source)
+        metrics = {"loss": self._loss(videos, captions, source, task), **_flat(results)}
+        if not final:
+            return Evaluation(metrics)
+        rows = {"cosine": results}
+        if self.settings.dsl:
+            rows["+ DSL"] = _results(dual_softmax(scores_VC), dual_softmax(scores_VC.T), source)
+        if self.settings.qb_norm:
+            rows["+ QB-Norm"] = {"t2v": _t2v(querybank_norm(scores_VC.T, self._bank(videos, source, task)), source)}
+        warnings = list(_warnings(metrics))
+        if self.protocol == "paper":
+            warnings.append("selected on test (data.protocol=paper): these numbers say nothing of other videos")
+        return Evaluation(metrics, (_table(rows, source),), tuple(_galleries(scores_VC, source)), tuple(warnings))
+
+    @torch.no_grad()
+    def _loss(self, videos: np.ndarray, captions: np.ndarray, source: EvalSource, task: VideoRetrievalTask) -> float:
+        """InfoNCE of each query with its video, so many of them at a time, in file order."""
+        device = task.model.clip.temperature.log_scale.device
+        total = 0.0
+        for start in range(0, len(source.queries), LOSS_ROWS):
+            numbers = slice(start, start + LOSS_ROWS)
+            video, text = (
+                torch.from_numpy(part).to(device)
+                for part in (videos[source.video_of[numbers]], captions[source.caption_of[numbers]])
+            )
+            groups = torch.from_numpy(source.video_of[numbers]).to(device)
+            total += float(task.model.contrast(video, text, groups)) * len(text)
+        return total / len(source.queries)
+
+    def _bank(self, videos: np.ndarray, source: EvalSource, task: VideoRetrievalTask) -> np.ndarray:
+        """Scores of training captions with the videos."""
+        device = task.model.clip.temperature.log_scale.device
+        parts = []
+        for start in range(0, len(source.bank), LOSS_ROWS):
+            ids, mask = source.media.words.encode(source.bank[start : start + LOSS_ROWS])
+            parts.append(task.model.encode_text(ids.to(device), mask.to(device)).float().cpu().numpy())
+        return products(np.concatenate(parts), videos)
+
+
+def _t2v(scores_CV: np.ndarray, source: EvalSource) -> RetrievalResult:
+    """Each query among the videos: its own is right."""
+    right_QV = source.video_of[:, None] == np.arange(scores_CV.shape[1])
+    return judge(scores_CV[source.caption_of], right_QV, KS)
+
+
+def _results(scores_VC: np.ndarray, scores_CV: np.ndarray, source: EvalSource) -> Results:
+    """Both directions. Of a video all its captions are right, and the best of them counts."""
+    right_VC = np.zeros(scores_VC.shape, np.bool_)
+    right_VC[source.video_of, source.caption_of] = True
+    asked = right_VC.any(axis=1)
+    return {"t2v": _t2v(scores_CV, source), "v2t": judge(scores_VC[asked], right_VC[asked], KS)}
+
+
+def _flat(results: Results) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for name, found in results.items():
+        metrics |= {f"{name}/R@{k}": found.recall[k] for k in KS}
+        metrics |= {f"chance/{name}/R@{k}": found.chance[k] for k in KS}
+        metrics |= {f"{name}/MdR": found.median_rank, f"{name}/MnR": found.mean_rank}
+    metrics["r_sum"] = sum(found.recall[k] for found in results.values() for k in SUMMED)
+    metrics["chance/r_sum"] = sum(found.chance[k] for found in results.values() for k in SUMMED)
+    return metrics
+
+
+def _table(rows: Mapping[str, Results], source: EvalSource) -> Table:
+    columns = ("query", "finds", "scores", *(f"R@{k}" for k in KS), "MdR", "MnR", "R-Sum")
+    columns = (*columns, *(f"chance R@{k}" for k in KS), "queries", "gallery")
+    lines = []
+    for scores, results in rows.items():
+        for name, found in results.items():
+            recalls, chances = ([part[k] for k in KS] for part in (found.recall, found.chance))
+            ranks = (found.median_rank, found.mean_rank, sum(found.recall[k] for k in SUMMED))
+            lines.append((*NAMES[name], scores, *recalls, *ranks, *chances, found.queries, found.gallery))
+    note = (
+        "Percent of queries with a right item in the top k; ties count against the model. MdR, MnR: median and mean rank "
+        "of the best right item; R-Sum: R@1 + R@5 + R@10. Of a video the best of its captions counts."
+    )
+    if "+ DSL" in rows:
+        note += " DSL looks at all test queries at once, which a search cannot."
+    if "+ QB-Norm" in rows:
+        note += f" QB-Norm knows {len(source.bank):,} training captions."
+    return Table("Retrieval" + (f": {source.note}" if source.note else ""), columns, tuple(lines), note)
+
+
+def _warnings(metrics: Mapping[str, float]) -> Iterator[str]:
+    found, chance = metrics["r_sum"], metrics["chance/r_sum"]
+    if found - chance < 0.1 * (BEST_R_SUM - chance):
+        yield f"R-Sum {found:.1f} is hardly above chance ({chance:.1f}): the model has not learned"
+
+
+def _galleries(scores_VC: np.ndarray, source: EvalSource) -> Iterator[Gallery]:
+    """Queries spread evenly over the split, in file order: not chosen by success."""
+    queries = np.linspace(0, len(source.queries) - 1, min(CARDS, len(source.queries))).round().astype(int)
+    cards = []
+    for query in queries.tolist():
+        text, right = source.queries[query]
+        scores = scores_VC[:, source.caption_of[query]]
+        best = np.argsort(-scores, kind="stable")[:SHOWN].tolist()
+        found = tuple(_show(source.videos[v], v == right, float(scores[v])) for v in best)
+        cards.append(Card(Shown(text), found))
+    yield Gallery("text finds video", tuple(cards))
+    cards = []
+    for video in np.linspace(0, len(source.videos) - 1, min(CARDS, len(source.videos))).round().astype(int).tolist():
+        scores = scores_VC[video]
+        right = set(source.caption_of[source.video_of == video].tolist())
+        best = np.argsort(-scores, kind="stable")[:SHOWN].tolist()
+        found = tuple(Shown(source.captions[c], right=c in right, score=float(scores[c])) for c in best)
+        cards.append(Card(_show(source.videos[video]), found))
+    yield Gallery("video finds text", tuple(cards))
+
+
+def _show(clip: Clip, right: bool | None = None, score: float | None = None) -> Shown:
+    path = str(clip.stretch.path.absolute())
+    if clip.stretch.still:
+        return Shown(clip.text, image=path, right=right, score=score)
+    return Shown(clip.text, video=path, right=right, score=score)
