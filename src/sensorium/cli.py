@@ -13,7 +13,7 @@ from sensorium import __version__, cli_data
 from sensorium.errors import printable, shown
 
 if TYPE_CHECKING:
-    from sensorium.engine.contract import Family
+    from sensorium.engine.contract import Family, Hit
     from sensorium.engine.settings import RunConfig
 
 app = typer.Typer(
@@ -166,28 +166,42 @@ def search(
     text: Annotated[str | None, typer.Argument(help="Words to look for.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to look for.")] = None,
     audio: Annotated[Path | None, typer.Option(help="A recording to look for.")] = None,
-    among: Annotated[str | None, typer.Option("--in", help="What to find: image, text or audio.")] = None,
+    video: Annotated[Path | None, typer.Option(help="A video to look for.")] = None,
+    queries: Annotated[Path | None, typer.Option(help="JSON file: a list of texts, or of {modality: value}.")] = None,
+    among: Annotated[str | None, typer.Option("--in", help="What to find: image, text, audio or video.")] = None,
+    videos: Annotated[Path | None, typer.Option(help="Look among the videos of this folder, not in the data.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many to find.")] = 5,
     rerank: Annotated[int, typer.Option(min=0, help="Order so many of the best anew with the match head.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Find pictures, texts or sounds by words, a picture, a recording, or several of them at once."""
+    """Find pictures, texts, sounds or videos by words, a picture, a recording, or several of them at once."""
     from dataclasses import asdict
 
     from sensorium.errors import ConfigError
-    from sensorium.use import load
+    from sensorium.use import load, read_queries, searcher_within
 
-    parts = {"text": text, "image": image, "audio": audio}
+    parts = {"text": text, "image": image, "audio": audio, "video": video}
     query = {modality: str(value) for modality, value in parts.items() if value is not None}
-    if not query:
-        raise ConfigError("nothing to look for; give words, --image FILE or --audio FILE")
-    hits = load(run).search(query, among, top, rerank)
+    if bool(query) == (queries is not None):
+        raise ConfigError("give one query: words, --image FILE, --audio FILE or --video FILE; or --queries FILE alone")
+    many = [query] if queries is None else read_queries(queries)
+    searcher = load(run) if videos is None else searcher_within(run, videos)
+    found = [searcher.search(one, among, top, rerank) for one in many]
     if as_json:
-        typer.echo(printable(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False, indent=1)))
+        content = [[asdict(hit) for hit in hits] for hits in found]
+        typer.echo(printable(json.dumps(content if queries else content[0], ensure_ascii=False, indent=1)))
         return
-    for place, hit in enumerate(hits, start=1):
-        where = next((value for value in ({"audio": hit.audio}.get(among or ""), hit.image, hit.audio) if value), "")
-        typer.echo(printable(f"{place:3}  {hit.score:6.3f}  {hit.text or hit.id}  {where}"))
+    for one, hits in zip(many, found, strict=True):
+        if queries is not None:
+            typer.echo(printable(" ".join(one.values())))
+        for place, hit in enumerate(hits, start=1):
+            typer.echo(printable(f"{place:3}  {hit.score:6.3f}  {hit.text or hit.id}  {_where(hit, among)}"))
+
+
+def _where(hit: Hit, among: str | None) -> str:
+    """The file that was found, and the part of it."""
+    file = next((value for value in ({"audio": hit.audio}.get(among or ""), hit.image, hit.video, hit.audio) if value), "")
+    return file if hit.segment is None else f"{file}  {hit.segment[0]:.1f}-{hit.segment[1]:.1f} s"
 
 
 @app.command(epilog="Example: sensorium export runs/first --format hf --out models/first")

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sensorium import config as configuration
-from sensorium import exported, families
+from sensorium import exported, families, reading
 from sensorium.engine import rundir, session
-from sensorium.engine.contract import Family, Loaded
-from sensorium.errors import CheckpointError, ConfigError
+from sensorium.engine.contract import Family, FolderSearcher, Loaded, Searcher
+from sensorium.errors import CheckpointError, ConfigError, DataError
 from sensorium.files import new_folder, remove
 
 
@@ -36,6 +36,29 @@ def load(run: str | Path, checkpoint: str = "best", data: Mapping[str, Any] | No
         settings = configuration.merge(configuration.dump(loaded.config), {"data": data})
         loaded = replace(loaded, config=configuration.build(type(loaded.config), settings, "load(data=...)"))
     return family.use(loaded)
+
+
+def searcher_within(run: Path, folder: Path) -> Searcher:
+    """The searcher of a run over the files of a folder. Raises ConfigError where its family finds only its own data."""
+    found = load(run)
+    if not isinstance(found, FolderSearcher):
+        raise ConfigError(f"{run}: family {family_of(run).name!r} searches in the data of its run alone")
+    return found.within(folder)
+
+
+def read_queries(path: Path) -> list[dict[str, str]]:
+    """Queries from a JSON file: texts, or objects from modality to text or path. Raises DataError."""
+    try:
+        content = reading.parse_json(reading.read_bytes(path))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(content, list) or not content:
+        raise DataError(f'{path}: expected a list of queries, such as ["a dog", {{"text": "a cat"}}]')
+    queries = [{"text": one} if isinstance(one, str) else one for one in content]
+    for number, one in enumerate(queries):
+        if not isinstance(one, dict) or not one or not all(isinstance(value, str) for value in one.values()):
+            raise DataError(f"{path}: entry {number} is no query; expected a text, or an object of texts and paths")
+    return queries
 
 
 def export(run: Path, form: str, checkpoint: str = "best", out: Path | None = None) -> tuple[Path, str]:

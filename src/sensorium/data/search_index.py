@@ -25,11 +25,13 @@ from sensorium.files import new_folder, open_file, remove, write_file
 FORMAT = 1
 TABLE = "index.json"
 _ITEM = {"id", "text", "image", "audio"}
+_OF_VIDEOS = {"video", "seconds"}
 
 
 class Table(Section):
     """``rows``: for each modality the numbers of the items in its matrix; ``files``: sha256 of the matrices; ``items``:
-    of each item its ``id``, ``text``, and the paths ``image`` and ``audio``."""
+    of each item its ``id``, ``text``, and the paths ``image`` and ``audio``; of videos their path ``video``, and in
+    ``seconds`` from where to where they are shown."""
 
     format: int
     digest: str
@@ -57,7 +59,7 @@ def read(folder: Path, digest: str) -> Table:
     path = folder / TABLE
     try:
         table = Table.model_validate(proof.unseal(reading.read_bytes(path), FORMAT), strict=True)
-        if any(item.keys() != _ITEM for item in table.items):
+        if any(item.keys() - _OF_VIDEOS != _ITEM for item in table.items):
             raise ValueError("its items are not ours")
     except (OSError, ValidationError, ValueError) as error:
         reason = "not one of ours" if isinstance(error, ValidationError) else error

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -210,13 +210,16 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer of a search, best first. ``image`` and ``audio`` are files."""
+    """One answer of a search, best first. ``image``, ``audio`` and ``video`` are files; ``segment``: from where to where
+    in the video, seconds."""
 
     score: float
     id: str
     text: str | None = None
     image: str | None = None
     audio: str | None = None
+    video: str | None = None
+    segment: tuple[float, float] | None = None
 
 
 class Searcher(Protocol):
@@ -227,6 +230,14 @@ class Searcher(Protocol):
 
         ``rerank``: so many of the best are ordered anew by a closer look; ConfigError where there is none.
         """
+
+
+@runtime_checkable
+class FolderSearcher(Searcher, Protocol):
+    """A searcher that can also look among files that no run knows."""
+
+    def within(self, folder: Path) -> Searcher:
+        """The same model over the files of a folder."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from sensorium.families.video_retrieval.model import UnifiedTempMeSTOPModel
 from sensorium.families.video_retrieval.presets import PRESETS
 from sensorium.families.video_retrieval.sources import sources
 from sensorium.families.video_retrieval.task import VideoRetrievalTask, begin_stage, group, sections, stages
+from sensorium.families.video_retrieval.use import Searcher
 
 
 def _facts(config: RunConfig, found: Sources) -> dict[str, Any]:
@@ -42,4 +43,5 @@ FAMILY = Family(
     begin_stage=begin_stage,
     evaluator=VideoEvaluator,
     accumulation="inside-task",
+    use=Searcher,
 )

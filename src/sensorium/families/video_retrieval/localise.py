@@ -1,6 +1,10 @@
 """Where in a video a text is true: scores of single frames, and the stretch of them that stands out.
 
-Legend: N instants (one a second), W windows, T frames of a window, E shared space.
+A video is looked at once a second, or more often where it is short, through half overlapping windows of as many frames
+as the model reads. A frame is scored by what its own CLS token says, mean over the windows that hold it. From the first
+group of clips on these tokens see other frames, too: nothing here was trained to find a stretch.
+
+Legend: N instants, T frames of a window, E shared space.
 """
 
 from __future__ import annotations
@@ -8,9 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from sensorium.data.frames import FrameReader, Stretch, stacked
+from sensorium.data.sampling import Seconds
+from sensorium.families.video_retrieval.model import UnifiedTempMeSTOPModel
+
 Floats = NDArray[np.floating]
+WINDOWS = 8  # of one pass
 
 
 @dataclass(frozen=True)
@@ -43,13 +53,63 @@ def windows(count: int, length: int) -> list[range]:
     return [range(start, start + length) for start in starts]
 
 
-def frame_scores(count: int, parts: list[range], scores: list[Floats]) -> Floats:
-    """``[N]``: the mean over the windows that hold an instant; ``scores``: of each window, one a frame."""
-    total, seen = np.zeros(count), np.zeros(count)
-    for part, values in zip(parts, scores, strict=True):
-        total[part.start : part.stop] += values
-        seen[part.start : part.stop] += 1
-    return total / seen
+@dataclass(frozen=True)
+class Timeline:
+    """``vectors`` ``[N, E]``: what each instant shows, whose dot product with a text's vector is the mean of its
+    cosines. The first begins at ``start``, the last ends at ``end``, seconds; ``frames``: of the model."""
+
+    vectors: Floats
+    start: float
+    end: float
+    frames: int
+
+    @property
+    def step(self) -> float:
+        """Seconds that an instant stands for."""
+        return step_of(self.end - self.start, self.frames)
+
+    def event(self, text_E: Floats, top_k: int) -> Event:
+        """The segment that a text's unit vector describes best."""
+        scores = self.vectors @ text_E
+        found = best_stretch(scores)
+        order = sorted(found, key=lambda place: (-scores[place], place))[:top_k]
+        frames = tuple(Frame(n, self.start + (n + 0.5) * self.step, float(scores[n])) for n in order)
+        begin, end = (self.start + place * self.step for place in (found.start, found.stop))
+        return Event(begin, min(end, self.end), float(scores[found.start : found.stop].mean()), frames)
+
+
+@torch.no_grad()
+def timeline(model: UnifiedTempMeSTOPModel, reader: FrameReader, stretch: Stretch) -> Timeline:
+    """Look at a whole video, or a stretch of one. Raises DataError when it cannot be read."""
+    lengths: list[float] = []
+
+    def choose(length: float) -> Seconds:
+        lengths.append(length)
+        step = step_of(length, model.frames)
+        return (np.arange(max(1, int(np.ceil(length / step - 1e-6)))) + 0.5) * step
+
+    images = reader.read(stretch, choose)
+    pixels = torch.from_numpy(stacked(images, reader.look.side))
+    total, seen = np.zeros((len(images), model.clip.shape.embed)), np.zeros((len(images), 1))
+    parts = windows(len(images), model.frames)
+    device = next(model.parameters()).device
+    for first in range(0, len(parts), WINDOWS):
+        some = parts[first : first + WINDOWS]
+        video = torch.stack([pixels[part.start : part.stop] for part in some]).to(device)
+        missing = model.frames - video.shape[1]
+        video = torch.cat([video, video[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
+        mask = torch.arange(model.frames, device=device).expand(len(some), -1) < model.frames - missing
+        frames = model.encode_video(video, mask).frames.float().cpu().numpy()
+        for part, vectors in zip(some, frames, strict=True):
+            total[part.start : part.stop] += vectors[: len(part)]
+            seen[part.start : part.stop] += 1
+    start = stretch.span[0] if stretch.span is not None else 0.0
+    return Timeline((total / seen).astype(np.float32), start, start + lengths[0], model.frames)
+
+
+def step_of(length: float, frames: int) -> float:
+    """Seconds between two instants: one, or less in a video of fewer seconds than the model reads frames."""
+    return min(1.0, length / frames) or 1.0
 
 
 def best_stretch(scores_N: Floats) -> range:
