@@ -12,7 +12,9 @@ call, so that no more than chunk x N scores a head exist at once, in the backwar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +53,12 @@ def join(parts: Sequence[Keys]) -> Keys:
 def full_precision(x: Tensor) -> Tensor:
     """Half precisions become float32; float32 and float64 stay."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """For products that autocast must not round; there are devices that have no autocast."""
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def split_heads(x_RND: Tensor, heads: int) -> Tensor:

@@ -254,5 +254,6 @@ def to_hf(clip: Clip) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, tensor in clip.state_dict().items():
         theirs = _theirs(name)
-        found |= dict(zip(theirs, (part.contiguous() for part in tensor.chunk(len(theirs))), strict=True))
+        parts = (tensor,) if len(theirs) == 1 else tensor.chunk(len(theirs))
+        found |= {other: part.contiguous() for other, part in zip(theirs, parts, strict=True)}
     return found

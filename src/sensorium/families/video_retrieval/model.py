@@ -8,7 +8,7 @@ Legend: B videos or texts, T frames, R pixels, L tokens of a text, F clips, N to
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -105,8 +105,13 @@ class UnifiedTempMeSTOPModel(nn.Module):
         self.clip.requires_grad_(config.train_clip)
         self.clip.temperature.requires_grad_(config.loss.logit_scale == "learned")
         self.active_parts = PARTS
-        self.tempme = TempMeParts(config, self.clip, self.plan, self.on)
-        self.stop = StopParts(config, self.clip, self.plan, self.on)
+        # Each part has draws of its own, so that it begins alike whatever stands beside it.
+        seeds = torch.randint(2**62, (2,), device="cpu").tolist()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds[0])
+            self.tempme = TempMeParts(config, self.clip, self.plan, self.on)
+            torch.manual_seed(seeds[1])
+            self.stop = StopParts(config, self.clip, self.plan, self.on)
         self.lora_folded = False
 
     @property
@@ -138,7 +143,9 @@ class UnifiedTempMeSTOPModel(nn.Module):
     def encode_video(self, video: Tensor, mask: Tensor) -> VideoFeatures:
         """``video`` ``[B, T, 3, R, R]`` uint8, or normalised floats; ``mask`` ``[B, T]``, 0 for padded frames, of which
         nothing is seen. A video without any frame has a vector of zeros. Raises DataError for other shapes."""
-        *_, state = self._states(video, mask, traced=False)
+        state = self._begin(video, mask, traced=False)
+        for step, block in self._blocks():
+            state = self._block(state, step, block)
         shared = self.clip.vision.shared
         frames = _unit(shared(state.cls.flatten(1, 2)))
         vector = _mean(frames, mask != 0)
@@ -150,9 +157,18 @@ class UnifiedTempMeSTOPModel(nn.Module):
     def trace(self, video: Tensor, mask: Tensor) -> tuple[TokenState, ...]:
         """The tokens before the first block and after each one, with ``source``: what pictures of merging are made
         from."""
-        return tuple(self._states(video, mask, traced=True))
+        states = [self._begin(video, mask, traced=True)]
+        for step, block in self._blocks():
+            states.append(self._block(states[-1], step, block))
+        return tuple(states)
 
-    def _states(self, video: Tensor, mask: Tensor, *, traced: bool) -> Iterator[TokenState]:
+    def _blocks(self) -> list[tuple[BlockPlan, Block]]:
+        return [
+            (step, cast("Block", block)) for step, block in zip(self.plan.blocks, self.clip.vision.blocks, strict=True)
+        ]
+
+    def _begin(self, video: Tensor, mask: Tensor, *, traced: bool) -> TokenState:
+        """Every frame by itself, before the first block."""
         size = self.clip.shape.resolution
         if video.ndim != 5 or video.shape[1:] != (self.frames, 3, size, size) or mask.shape != video.shape[:2]:
             raise DataError(
@@ -162,11 +178,7 @@ class UnifiedTempMeSTOPModel(nn.Module):
         alive = mask != 0
         seen = video.masked_fill(~alive[:, :, None, None, None], 0)
         tokens = self.clip.vision.embed(seen.flatten(0, 1)).unflatten(0, alive.shape)
-        state = begin(tokens, alive, traced=traced)
-        yield state
-        for step, block in zip(self.plan.blocks, self.clip.vision.blocks, strict=True):
-            state = self._block(state, step, cast("Block", block))
-            yield state
+        return begin(tokens, alive, traced=traced)
 
     def _block(self, state: TokenState, step: BlockPlan, block: Block) -> TokenState:
         """One block, in the order of ``plan.py``."""

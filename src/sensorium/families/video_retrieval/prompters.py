@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sensorium.families.video_retrieval.state import Slots, TokenState
-from sensorium.parts.attention import full_precision
+from sensorium.parts.attention import full_precision, without_autocast
 
 SOFTNESS = 0.25  # of the soft count: how many slots are half there at once
 STEEPNESS = 0.5  # of the sigmoid through which a choice of patches is learned
@@ -141,7 +141,7 @@ class TemporalPrompter(nn.Module):
         bias = bias.flatten(0, 1)
         queries = self.queries.to(e.dtype).expand(len(e), -1, -1)
         seen = functional.scaled_dot_product_attention(queries, e, e, attn_mask=bias[:, None].to(e.dtype))
-        with torch.autocast(e.device.type, enabled=False):
+        with without_autocast(e.device):
             mean = (bias.softmax(dim=-1)[:, None] @ full_precision(e)).squeeze(1)
         seen, mean = (part.unflatten(0, (videos, clips // group, group)) for part in (seen, mean))
         content = seen[:, :, 1:] - seen[:, :, :-1]
