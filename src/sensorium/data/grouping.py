@@ -35,7 +35,7 @@ def draw(seed: int, *parts: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 
-def split_of(group: str, seed: int) -> Split:
-    """80 % train, 10 % val, 10 % test in the mean, by a hash: adding a group moves no other one."""
+def split_of(group: str, seed: int, val: float = 0.1, test: float = 0.1) -> Split:
+    """These shares in the mean, the rest train, by a hash: adding a group moves no other one."""
     number = draw(seed, "split", group)
-    return "train" if number < 0.8 else "val" if number < 0.9 else "test"
+    return "train" if number < 1 - test - val else "val" if number < 1 - test else "test"

@@ -49,5 +49,5 @@ def nearest(seconds: Seconds, instants: Seconds) -> npt.NDArray[np.int64]:
     right = np.searchsorted(instants, seconds).clip(1, max(1, len(instants) - 1))
     if len(instants) == 1:
         return np.zeros(len(seconds), np.int64)
-    later = seconds - instants[right - 1] > instants[right] - seconds
+    later = seconds - instants[right - 1] > instants[right] - seconds + _EDGE
     return np.asarray(right - 1 + later, np.int64)

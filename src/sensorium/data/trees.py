@@ -1,4 +1,5 @@
-"""Writing any data set in the forms of COCO and Clotho, so that whatever reads those can be tried on local data.
+"""Writing any data set in the forms of COCO, Clotho and plain folders of videos, so that whatever reads those can be
+tried on local data.
 
 ::
 
@@ -8,10 +9,11 @@
     clotho   development/ validation/ evaluation/                  %06d.wav; what is no WAV is decoded, 44.1 kHz mono
              clotho_captions_*.csv     up to five captions; what has more gets further files
              clotho_items_*.csv        the group of each sound, the id of each caption
+    videos   {train,val,test}/         videos/ and annotations.json, see readers/videos.py
 
 Ids and groups survive by two keys that the published files do not have (``item`` of a caption, ``group`` of a picture)
-and by the list of items. What lacks a caption, or the picture or sound of the form, is left out. Labels of COCO hold
-for whole pictures here: there are no boxes and outlines.
+and by the list of items; of videos groups survive, and the id of the first caption. What lacks a caption, or what the
+form is made of, is left out. Labels of COCO hold for whole pictures here: there are no boxes and outlines.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from typing import Any
 
 import soundfile
 
-from sensorium.data.items import DataSet, Item, Modality, Split
+from sensorium.data.items import SPLITS, DataSet, Item, Medium, Split
 from sensorium.data.media import load_audio
-from sensorium.data.readers import clotho, coco
+from sensorium.data.readers import clotho, coco, videos
 from sensorium.errors import ConfigError, DataError
 from sensorium.files import copy_file, symlink, write_by_library
 
-FORMS: dict[str, Modality] = {"coco": "image", "clotho": "audio"}
+FORMS: dict[str, Medium] = {"coco": "image", "clotho": "audio", "videos": "video"}
 """What each form holds beside the captions."""
 
 _YEAR = 2017
@@ -55,17 +57,17 @@ def plan(dataset: DataSet, form: str) -> Plan:
     picture or sound stands in two groups or splits."""
     if form not in FORMS:
         raise ConfigError(f"no form {form!r} to write; there are native, {', '.join(FORMS)}")
-    modality = FORMS[form]
+    medium = FORMS[form]
     owned: dict[Path, list[Item]] = {}
     for item in dataset.items:
-        path = item.image if modality == "image" else item.audio
+        path = item.files.get(medium)
         if path is not None and item.text is not None:
             owned.setdefault(path, []).append(item)
     for path, items in owned.items():
         if len({(item.group, item.split) for item in items}) > 1:
             raise DataError(f"{path}: stands in two groups or splits, which the form {form!r} cannot say")
     if not owned:
-        raise DataError(f"{dataset.name}: nothing has both text and {modality}, which the form {form!r} consists of")
+        raise DataError(f"{dataset.name}: nothing has both text and {medium}, which the form {form!r} consists of")
     return _PLANS[form](owned)
 
 
@@ -181,4 +183,31 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-_PLANS: dict[str, Callable[[Owned], Plan]] = {"coco": _coco, "clotho": _clotho}
+def _videos(owned: Owned) -> Plan:
+    files: dict[str, Path] = {}
+    entries: dict[Split, list[dict[str, Any]]] = {}
+    for number, (path, items) in enumerate(owned.items(), start=1):
+        split, name = items[0].split, path.name
+        if f"{split}/{videos.FOLDER}/{name}" in files:
+            name = f"{number:06}-{name}"
+        files[f"{split}/{videos.FOLDER}/{name}"] = path
+        stretches: dict[tuple[float, float] | None, list[Item]] = {}
+        for item in items:
+            stretches.setdefault(item.span, []).append(item)
+        entries.setdefault(split, []).extend(_stretch(name, span, some) for span, some in stretches.items())
+    texts = {f"{split}/{videos.SIGN}": _json(entries[split]) for split in SPLITS if split in entries}
+    return Plan(files, texts, sum(len(items) for items in owned.values()))
+
+
+def _stretch(name: str, span: tuple[float, float] | None, items: Sequence[Item]) -> dict[str, Any]:
+    moments = dict.fromkeys(moment for item in items for moment in item.moments)
+    entry: dict[str, Any] = {"video": name, "id": items[0].id, "group": items[0].group}
+    entry["captions"] = list(dict.fromkeys(item.text for item in items))
+    if span is not None:
+        entry |= {"start": span[0], "end": span[1]}
+    if moments:
+        entry["events"] = [{"start": one.start, "end": one.end, "caption": one.text} for one in moments]
+    return entry
+
+
+_PLANS: dict[str, Callable[[Owned], Plan]] = {"coco": _coco, "clotho": _clotho, "videos": _videos}

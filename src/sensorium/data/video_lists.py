@@ -41,12 +41,14 @@ class CarvedOptions(ListOptions):
 
 @dataclass(frozen=True)
 class Entry:
-    """A video of a list. ``texts``: each is a query of its own. ``moments``: of all texts together."""
+    """A video of a list. ``texts``: each is a query of its own. ``moments``: of all texts together. ``group``: where it
+    is not the name."""
 
     name: str
     texts: tuple[str, ...]
     span: tuple[float, float] | None = None
     moments: tuple[Moment, ...] = ()
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,20 @@ def items_of(entry: Entry, split: Split, path: Path) -> list[Item]:
     """One Item a text; the moments stand with a text that is all there is."""
     moments = entry.moments if len(entry.texts) == 1 else ()
     return [
-        Item(f"{entry.name}#{n}", entry.name, split, text, video=path, span=entry.span, moments=moments)
+        Item(
+            f"{entry.name}#{n}",
+            entry.group or entry.name,
+            split,
+            text,
+            None,
+            None,
+            (),
+            None,
+            {},
+            path,
+            entry.span,
+            moments,
+        )
         for n, text in enumerate(entry.texts)
     ]
 

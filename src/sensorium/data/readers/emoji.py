@@ -50,6 +50,8 @@ class Options(Section):
     speed: int = Field(160, ge=80, le=450, description="Words a minute.")
     speech_folder: str | None = Field(None, description="Where recordings are kept; null: the cache folder.")
     seed: int = Field(0, ge=0, description="Of the split, the voices and the limit.")
+    val_share: float = Field(0.1, ge=0, le=0.4, description="Part of the groups that is val, in the mean.")
+    test_share: float = Field(0.1, ge=0, le=0.4, description="Part of the groups that is test, in the mean.")
 
 
 def read(root: Path | None, options: Options) -> DataSet:
@@ -57,7 +59,7 @@ def read(root: Path | None, options: Options) -> DataSet:
     if root is not None:
         raise DataError(f"the emoji are read from installed packages; leave out the root {root}")
     emoji = catalogue()
-    groups = _groups(emoji)
+    groups = concept_groups(emoji)
     taken = _taken(emoji, groups, options)
     drawn: Drawn = {art: pictures(art, [one.chars for one in taken]) for art in dict.fromkeys(options.art)}
     spoken = _speak(taken, options) if options.speech else {}
@@ -69,8 +71,8 @@ def read(root: Path | None, options: Options) -> DataSet:
     )
 
 
-def _groups(emoji: Sequence[Emoji]) -> dict[str, str]:
-    """Group by emoji: over all of them, so that no option moves one into another split."""
+def concept_groups(emoji: Sequence[Emoji]) -> dict[str, str]:
+    """Group by emoji: over all of them, so that no option moves one into another split. Raises DataError."""
     drawn = pictures("twemoji", [one.chars for one in emoji])
     keys = []
     for one in emoji:
@@ -121,7 +123,7 @@ def _items(
             yield Item(
                 id=f"{art}/{key(one.chars)}#{number}",
                 group=group,
-                split=split_of(group, options.seed),
+                split=split_of(group, options.seed, options.val_share, options.test_share),
                 text=text,
                 image=images[one.chars],
                 audio=path,

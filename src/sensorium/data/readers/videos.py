@@ -8,8 +8,9 @@
     [{"video": "a.mp4", "caption": "…"}, {"video": "b.mp4", "captions": ["…", "…"]}]
     {"a.mp4": ["…", "…"]}
 
-An entry of the first may also hold ``id``; ``start`` and ``end``, the seconds of the file that count; and ``events``,
-``[{"start", "end", "caption"}]``, which are kept for localisation, and are, joined, the caption where there is none.
+An entry of the first may also hold ``id``; ``group``, of videos that show the same thing; ``start`` and ``end``, the
+seconds of the file that count; and ``events``, ``[{"start", "end", "caption"}]``, which are kept for localisation, and
+are, joined, the caption where there is none.
 The ending of a video may be left out. One Item is one caption; val and test may be missing.
 """
 
@@ -39,7 +40,7 @@ LICENCE = "as the owner of the videos says"
 SIGN = "annotations.json"
 FOLDER = "videos"
 _FORMS = 'expected [{"video": "a.mp4", "caption": "…"}, …], with "captions": ["…"] instead, or {"a.mp4": ["…"], …}'
-_KEYS = ("video", "caption", "captions", "id", "start", "end", "events")
+_KEYS = ("video", "caption", "captions", "id", "group", "start", "end", "events")
 
 
 class Options(Section):
@@ -61,6 +62,7 @@ class _Said:
     id: str | None = None
     span: tuple[float, float] | None = None
     moments: tuple[Moment, ...] = ()
+    group: str | None = None
 
 
 def read(root: Path | None, options: Options) -> DataSet:
@@ -131,14 +133,19 @@ def _said(place: str, entry: Any) -> _Said:
     texts = [entry["caption"]] if "caption" in entry else entry.get("captions", [])
     if not texts and moments:
         texts = [" ".join(moment.text for moment in moments)]
-    name = entry.get("id")
-    if name is not None and (type(name) not in (str, int) or name == ""):
-        raise ValueError(f"id: expected a text or a whole number (found {str(name)[:40]!r})")
+    name, group = _name(entry, "id"), _name(entry, "group")
     span = None
     if "start" in entry or "end" in entry:
         span = _span(entry.get("start", 0), entry.get("end"))
-    known = None if name is None else str(name)
-    return _Said(place, parsing.field(entry, "video", str), _texts(texts, "caption"), known, span, moments)
+    video = parsing.field(entry, "video", str)
+    return _Said(place, video, _texts(texts, "caption"), name, span, moments, group)
+
+
+def _name(entry: dict[str, Any], key: str) -> str | None:
+    name = entry.get(key)
+    if name is not None and (type(name) not in (str, int) or name == ""):
+        raise ValueError(f"{key}: expected a text or a whole number (found {str(name)[:40]!r})")
+    return None if name is None else str(name)
 
 
 def _texts(texts: Any, what: str) -> tuple[str, ...]:
@@ -184,10 +191,13 @@ def _joined(
     for (path, span), several in stretches.items():
         texts = tuple(dict.fromkeys(text for one in several for text in one.texts))
         moments = tuple(dict.fromkeys(moment for one in several for moment in one.moments))
-        known = next((one.id for one in several if one.id is not None), None)
+        known, group = (
+            next((x for x in some if x is not None), None)
+            for some in zip(*((s.id, s.group) for s in several), strict=True)
+        )
         name = path.relative_to(folder / FOLDER).with_suffix("").as_posix()
         name = f"{split}/{name}" + ("" if span is None else f"@{span[0]:g}-{span[1]:g}")
-        yield Entry(known or name, texts, span, moments), path
+        yield Entry(known or name, texts, span, moments, group), path
 
 
 def _require_enough(
