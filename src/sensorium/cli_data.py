@@ -125,10 +125,10 @@ def import_data(
     options: Options = None,
     root: Root = None,
     copy: Annotated[bool, typer.Option(help="Copy files instead of linking to them.")] = False,
-    form: Annotated[str, typer.Option("--format", help="What is written: native, coco or clotho.")] = "native",
+    form: Annotated[str, typer.Option("--format", help="What is written: native, coco, clotho or videos.")] = "native",
 ) -> None:
     """Turn a data set of any format into the native one (manifest.jsonl and its files), or into a tree like COCO's
-    (pictures, captions, Karpathy's split) or Clotho's (sounds, captions)."""
+    (pictures, captions, Karpathy's split), Clotho's (sounds, captions) or a plain one of videos."""
     from sensorium.config import parse_overrides
     from sensorium.data import manage, readers
 
