@@ -165,6 +165,7 @@ class Shown:
     audio: str | None = None
     right: bool | None = None  # None: nothing to be right about (a query)
     score: float | None = None
+    video: str | None = None
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "clip": "random:tiny",
             "train_clip": True,
             "frames": 8,
-            "words": 16,
+            "words": 40,  # bytes
             "groups": {1: 2, 2: 2, 3: 2},
             "frame_merge": 1,
             "cut_cross_pct": 30,
