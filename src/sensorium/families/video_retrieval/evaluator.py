@@ -1,6 +1,6 @@
 """Retrieval of videos by captions and of captions by videos, beside chance.
 
-Legend: V videos, C captions, each encoded once, Q queries (a caption of a video), E shared space, N = V + C rows.
+Legend: V videos, C captions, each encoded once, Q queries (a caption of a video), E shared space, N rows of a batch.
 """
 
 from __future__ import annotations
@@ -37,27 +37,26 @@ class VideoEvaluator:
         self.protocol = sections(config)[1].protocol
 
     def collect(self, task: nn.Module, batch: Batch, *, final: bool) -> Mapping[str, Tensor]:
-        """``z`` ``[N, E]``: the vector of a video or a caption; at the end ``frames`` ``[N, T, E]``, 0 for captions."""
+        """``video`` and ``text`` ``[N, E]``: the vectors of the rows that are one, or have one; else 0."""
+        del final
         assert isinstance(task, VideoRetrievalTask)
-        rows = len(batch["index"])
-        model, device = task.model, batch["index"].device
-        z = torch.zeros(rows, model.clip.shape.embed, device=device)
-        frames = torch.zeros(rows, model.frames, z.shape[1], device=device) if final and self.settings.localise else None
+        model, index = task.model, batch["index"]
+        found = {name: torch.zeros(len(index), model.clip.shape.embed, device=index.device) for name in ("video", "text")}
+        everything = torch.arange(len(index), device=index.device)
         if "video" in batch:
-            found = model.encode_video(batch["video"], batch["video_mask"])
-            z[batch["video_rows"]] = found.video.to(z)
-            if frames is not None:
-                frames[batch["video_rows"]] = found.frames.to(z)
+            vectors = model.encode_video(batch["video"], batch["video_mask"]).video
+            found["video"][batch.get("video_rows", everything)] = vectors.to(found["video"])
         if "input_ids" in batch:
-            z[batch["text_rows"]] = model.encode_text(batch["input_ids"], batch["attention_mask"]).to(z)
-        return {"z": z} if frames is None else {"z": z, "frames": frames}
+            vectors = model.encode_text(batch["input_ids"], batch["attention_mask"])
+            found["text"][batch.get("text_rows", everything)] = vectors.to(found["text"])
+        return found
 
     def score(self, collected: Mapping[str, Tensor], source: Source, task: nn.Module, *, final: bool) -> Evaluation:
         if not isinstance(source, EvalSource):
             raise DataError("the training split holds pairs, not single videos to rank; evaluate val or test")
         assert isinstance(task, VideoRetrievalTask)
-        z = collected["z"].numpy()
-        videos, captions = z[: len(source.videos)], z[len(source.videos) :]
+        videos = collected["video"][: len(source.videos)].numpy()
+        captions = collected["text"][len(source.videos) :].numpy()
         scores_VC = products(videos, captions)
         results = _results(scores_VC, scores_VC.T, source)
         metrics = {"loss": self._loss(videos, captions, source, task), **_flat(results)}
