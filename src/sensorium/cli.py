@@ -200,14 +200,15 @@ def search(
 
 def _where(hit: Hit, among: str | None) -> str:
     """The file that was found, and the part of it."""
-    file = next((value for value in ({"audio": hit.audio}.get(among or ""), hit.image, hit.video, hit.audio) if value), "")
+    files = ({"audio": hit.audio}.get(among or ""), hit.image, hit.video, hit.audio)
+    file = next((value for value in files if value), "")
     return file if hit.segment is None else f"{file}  {hit.segment[0]:.1f}-{hit.segment[1]:.1f} s"
 
 
 @app.command(epilog="Example: sensorium export runs/first --format hf --out models/first")
 def export(
     run: RunFolder,
-    form: Annotated[str, typer.Option("--format", help="A format of the family: hf or onnx.")] = "hf",
+    form: Annotated[str, typer.Option("--format", help="A format of the family: hf, onnx, …")] = "hf",
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the name of a checkpoint folder.")] = "best",
     out: Annotated[Path | None, typer.Option(help="New folder; default RUN/export/<format>.")] = None,
 ) -> None:

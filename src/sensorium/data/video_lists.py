@@ -89,7 +89,7 @@ def dataset(name: str, licence: str, lists: Lists, options: ListOptions, notes: 
         if entry.name in there
         for item in items_of(entry, split, there[entry.name])
     )
-    return DataSet(name, lists.root, licence, items, tuple(said), counts)
+    return DataSet(name, lists.root, licence, items, tuple(said), found=counts)
 
 
 def items_of(entry: Entry, split: Split, path: Path) -> list[Item]:

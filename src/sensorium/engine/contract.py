@@ -211,8 +211,8 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer of a search, best first. ``image``, ``audio`` and ``video`` are files; ``segment``: from where to where
-    in the video, seconds."""
+    """One answer of a search, best first. ``image``, ``audio`` and ``video`` are files; ``segment``: from where to
+    where in the video, seconds."""
 
     score: float
     id: str

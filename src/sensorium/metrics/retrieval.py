@@ -62,9 +62,7 @@ def products(query_QD: Array, gallery_GD: Array) -> NDArray[np.float32]:
 def ranks_of_embeddings(
     query_QD: Array, gallery_GD: Array, query_group: Integers, gallery_group: Integers, chunk: int = 1024
 ) -> Integers:
-    """``ranks`` of dot products, ``chunk`` queries at a time.
-
-    """
+    """``ranks`` of dot products, ``chunk`` queries at a time."""
     if len(query_QD) != len(query_group) or len(gallery_GD) != len(gallery_group):
         raise ValueError("there must be one group for each embedding")
     parts = []

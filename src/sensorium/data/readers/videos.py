@@ -84,7 +84,7 @@ def read(root: Path | None, options: Options) -> DataSet:
     _require_unique(entries)
     items = tuple(item for split in entries for entry, path in entries[split] for item in items_of(entry, split, path))
     notes = tuple(f"{folders[s]}: {found:,} of {named:,} videos are there" for s, (found, named) in counts.items())
-    return DataSet(NAME, root or folders["train"].parent, LICENCE, items, notes, counts)
+    return DataSet(NAME, root or folders["train"].parent, LICENCE, items, notes, found=counts)
 
 
 def _folders(root: Path | None, options: Options) -> dict[Split, Path]:

@@ -10,6 +10,7 @@ from sensorium.engine.settings import RunConfig
 from sensorium.families.video_retrieval.config import ModelConfig
 from sensorium.families.video_retrieval.data import DataConfig
 from sensorium.families.video_retrieval.evaluator import VideoEvaluator
+from sensorium.families.video_retrieval.export import write_embeddings, write_hf, write_merged
 from sensorium.families.video_retrieval.model import UnifiedTempMeSTOPModel
 from sensorium.families.video_retrieval.presets import PRESETS
 from sensorium.families.video_retrieval.sources import sources
@@ -44,4 +45,5 @@ FAMILY = Family(
     evaluator=VideoEvaluator,
     accumulation="inside-task",
     use=Searcher,
+    exports={"hf": write_hf, "merged": write_merged, "embeddings": write_embeddings},
 )

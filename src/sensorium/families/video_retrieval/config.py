@@ -61,7 +61,8 @@ class ModelConfig(Section):
 
     kind: Kind = Field("unified", description="Which of the six models: a set of switches.")
     mode: Mode = Field(
-        "joint", description="What trains: both parts, one of them, or one after the other (each for half of the epochs)."
+        "joint",
+        description="What trains: both parts, one of them, or one after the other (each for half of the epochs).",
     )
     trained: tuple[Part, ...] = Field(
         (), description="Parts whose weights come trained, through `train.warm_start`: they take part from the start."

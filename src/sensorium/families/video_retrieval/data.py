@@ -159,8 +159,8 @@ class EvalSource:
     """Every video once, then every caption once. Query number ``q`` is the caption ``caption_of[q]``, and the right
     answer to it the video ``video_of[q]``, both ``[Q]`` int64; equal captions of two videos are two queries.
 
-    ``bank``: training captions, for QB-Norm. ``there``: how many videos are there of how many that the lists name; ``opened``: how many were looked into so far,
-    in this process.
+    ``bank``: training captions, for QB-Norm. ``there``: how many videos are there of how many that the lists name;
+    ``opened``: how many were looked into so far, in this process.
     """
 
     videos: Sequence[Clip]

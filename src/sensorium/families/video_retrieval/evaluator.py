@@ -15,6 +15,7 @@ from sensorium.engine.contract import Batch, Card, Evaluation, Gallery, Shown, S
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import DataError
 from sensorium.families.video_retrieval.data import Clip, EvalSource
+from sensorium.families.video_retrieval.localise import overlap, timeline
 from sensorium.families.video_retrieval.task import VideoRetrievalTask, sections
 from sensorium.metrics.rescoring import dual_softmax, querybank_norm
 from sensorium.metrics.retrieval import RetrievalResult, judge, products
@@ -24,6 +25,7 @@ SUMMED = (1, 5, 10)
 BEST_R_SUM = 2 * 100 * len(SUMMED)
 LOSS_ROWS = 128  # of a chunk of the validation loss
 CARDS, SHOWN = 6, 5
+OVERLAPS = (0.3, 0.5, 0.7)
 NAMES: Mapping[str, tuple[str, str]] = {"t2v": ("text", "video"), "v2t": ("video", "text")}
 Results = Mapping[str, RetrievalResult]
 
@@ -41,7 +43,8 @@ class VideoEvaluator:
         del final
         assert isinstance(task, VideoRetrievalTask)
         model, index = task.model, batch["index"]
-        found = {name: torch.zeros(len(index), model.clip.shape.embed, device=index.device) for name in ("video", "text")}
+        size = (len(index), model.clip.shape.embed)
+        found = {name: torch.zeros(size, device=index.device) for name in ("video", "text")}
         everything = torch.arange(len(index), device=index.device)
         if "video" in batch:
             vectors = model.encode_video(batch["video"], batch["video_mask"]).video
@@ -67,10 +70,13 @@ class VideoEvaluator:
             rows["+ DSL"] = _results(dual_softmax(scores_VC), dual_softmax(scores_VC.T), source)
         if self.settings.qb_norm:
             rows["+ QB-Norm"] = {"t2v": _t2v(querybank_norm(scores_VC.T, self._bank(videos, source, task)), source)}
+        tables = [_table(rows, source)]
+        if self.settings.localise:
+            tables += _localisation(source, task)
         warnings = list(_warnings(metrics))
         if self.protocol == "paper":
             warnings.append("selected on test (data.protocol=paper): these numbers say nothing of other videos")
-        return Evaluation(metrics, (_table(rows, source),), tuple(_galleries(scores_VC, source)), tuple(warnings))
+        return Evaluation(metrics, tuple(tables), tuple(_galleries(scores_VC, source)), tuple(warnings))
 
     @torch.no_grad()
     def _loss(self, videos: np.ndarray, captions: np.ndarray, source: EvalSource, task: VideoRetrievalTask) -> float:
@@ -132,14 +138,44 @@ def _table(rows: Mapping[str, Results], source: EvalSource) -> Table:
             ranks = (found.median_rank, found.mean_rank, sum(found.recall[k] for k in SUMMED))
             lines.append((*NAMES[name], scores, *recalls, *ranks, *chances, found.queries, found.gallery))
     note = (
-        "Percent of queries with a right item in the top k; ties count against the model. MdR, MnR: median and mean rank "
-        "of the best right item; R-Sum: R@1 + R@5 + R@10. Of a video the best of its captions counts."
+        "Percent of queries with a right item in the top k; ties count against the model. MdR, MnR: median and mean "
+        "rank of the best right item; R-Sum: R@1 + R@5 + R@10. Of a video the best of its captions counts."
     )
     if "+ DSL" in rows:
         note += " DSL looks at all test queries at once, which a search cannot."
     if "+ QB-Norm" in rows:
         note += f" QB-Norm knows {len(source.bank):,} training captions."
     return Table("Retrieval" + (f": {source.note}" if source.note else ""), columns, tuple(lines), note)
+
+
+def _localisation(source: EvalSource, task: VideoRetrievalTask) -> Iterator[Table]:
+    """How well the segment of a caption is found in its own video; nothing where no times are known."""
+    found: list[float] = []
+    device = task.model.clip.temperature.log_scale.device
+    told = [clip for clip in source.videos if clip.moments]
+    for clip in told:
+        seen = timeline(task.model, source.media.reader, clip.stretch)
+        ids, mask = source.media.words.encode([moment.text for moment in clip.moments])
+        texts = task.model.encode_text(ids.to(device), mask.to(device)).float().cpu().numpy()
+        for moment, text in zip(clip.moments, texts, strict=True):
+            event = seen.event(text, 1)
+            found.append(overlap((event.start_s, event.end_s), (moment.start, moment.end)))
+    if found:
+        shares = [100 * float(np.mean([value >= least for value in found])) for least in OVERLAPS]
+        whole = [overlap(_ends(clip), (m.start, m.end)) for clip in told for m in clip.moments]
+        chance = [100 * float(np.mean([value >= least for value in whole])) for least in OVERLAPS]
+        columns = ("", *(f"IoU >= {least:g}" for least in OVERLAPS), "moments", "videos")
+        lines = (
+            ("best segment", *shares, len(found), len(told)),
+            ("all that is told of the video", *chance, len(found), len(told)),
+        )
+        note = "Percent of captions whose best segment overlaps with the told one so far. Not trained for localisation."
+        yield Table("Segments", columns, lines, note)
+
+
+def _ends(clip: Clip) -> tuple[float, float]:
+    """From the first to the last told second of a video: the answer that needs no model."""
+    return min(m.start for m in clip.moments), max(m.end for m in clip.moments)
 
 
 def _warnings(metrics: Mapping[str, float]) -> Iterator[str]:

@@ -55,7 +55,7 @@ class Searcher:
         """``[E]`` unit vector of a text or of a video's path. Raises ConfigError for anything else, and for both."""
         if len(query) != 1 or not query.keys() <= set(ASKED):
             asked = ", ".join(query) or "nothing"
-            raise ConfigError(f"{self.loaded.run}: cannot ask with {asked}; this run knows text or video, one at a time")
+            raise ConfigError(f"{self.loaded.run}: cannot ask with {asked}; it knows text or video, one at a time")
         [(modality, value)] = query.items()
         if modality == "text":
             vector: np.ndarray = self.encode_texts([value])[0]
@@ -99,6 +99,15 @@ class Searcher:
     def retrieve_event(self, video: str | Path, query: str, top_k: int = 5) -> Event:
         """The segment of a video file that ``query`` describes best, and its ``top_k`` best frames."""
         return timeline(self.model, self.media.reader, Stretch(Path(video))).event(self.encode({"text": query}), top_k)
+
+    def embeddings(self) -> dict[str, tuple[list[dict[str, str | None]], np.ndarray]]:
+        """By modality the items of the index and their unit vectors ``[N, E]``."""
+        table = self._table
+        return {
+            name: ([table.items[row] for row in table.rows[name]], self._matrix(name))
+            for name in FOUND
+            if name in table.rows
+        }
 
     def _hit(self, item: int, score: float, modality: str) -> Hit:
         content = self._table.items[item]
