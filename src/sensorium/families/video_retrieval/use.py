@@ -87,6 +87,8 @@ class Searcher:
             what = "re-rank" if rerank else f"search among {modality}"
             raise ConfigError(f"{self.loaded.run}: cannot {what}; it finds video and text by what their vectors say")
         embedding = self.encode(query)
+        if modality not in self._table.rows:
+            raise ConfigError(f"{self.folder}: cannot search among {modality}; there are videos alone")
         matrix, rows = self._matrix(modality), self._table.rows[modality]
         scores = matrix @ embedding
         best = np.argsort(-scores, kind="stable")[:k]
