@@ -186,8 +186,10 @@ def search(
         typer.echo(printable(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False, indent=1)))
         return
     for place, hit in enumerate(hits, start=1):
-        where = next((value for value in ({"audio": hit.audio}.get(among or ""), hit.image, hit.audio) if value), "")
-        typer.echo(printable(f"{place:3}  {hit.score:6.3f}  {hit.text or hit.id}  {where}"))
+        files = ({"audio": hit.audio}.get(among or ""), hit.image, hit.audio, hit.video)
+        where = next((value for value in files if value), "")
+        when = "" if hit.segment is None else f"  {hit.segment[0]:.1f} to {hit.segment[1]:.1f} s"
+        typer.echo(printable(f"{place:3}  {hit.score:6.3f}  {hit.text or hit.id}  {where}{when}"))
 
 
 @app.command(epilog="Example: sensorium export runs/first --format hf --out models/first")

@@ -156,13 +156,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Shown:
-    """One thing to look at: text, a picture file or a sound file, or several of them together."""
+    """One thing to look at: text, a picture file, a sound file or a video file, or several of them together."""
 
     caption: str
     image: str | None = None
     audio: str | None = None
     right: bool | None = None  # None: nothing to be right about (a query)
     score: float | None = None
+    video: str | None = None
 
 
 @dataclass(frozen=True)
@@ -204,20 +205,23 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer of a search, best first. ``image`` and ``audio`` are files."""
+    """One answer of a search, best first. ``image``, ``audio`` and ``video`` are files; ``segment``: the seconds of the
+    video that match, from and to, where a search says so."""
 
     score: float
     id: str
     text: str | None = None
     image: str | None = None
     audio: str | None = None
+    video: str | None = None
+    segment: tuple[float, float] | None = None
 
 
 class Searcher(Protocol):
     """What ``Family.use`` gives for families that find things; other families give what suits them."""
 
     def search(self, query: Mapping[str, str], among: str | None = None, k: int = 5, rerank: int = 0) -> list[Hit]:
-        """``query``: text, or a path of a picture or recording, by modality; several make one joint query.
+        """``query``: text, or a path of a picture, recording or video, by modality; several make one joint query.
 
         ``rerank``: so many of the best are ordered anew by a closer look; ConfigError where there is none.
         """
