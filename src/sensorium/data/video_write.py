@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import OutputContainer
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image
 
@@ -46,13 +47,14 @@ def write_video(path: Path, frames: Iterable[tuple[float, Image.Image]], rate: F
 def packed(kind: str, frames: Iterable[tuple[float, Image.Image]], rate: Fraction, codec: Codec) -> bytes:
     """The bytes of such a file; ``kind``: FFmpeg's name of it."""
     base = 1 / (rate * _TICKS)
-    memory = io.BytesIO()
+    memory, converter = io.BytesIO(), VideoReformatter()
     with av.open(memory, mode="w", format=kind) as container:
         stream: VideoStream | None = None
         for seconds, image in frames:
             stream = stream or _stream(container, image.size, rate, base, codec)
             # Given RGB, the encoder converts by itself, and not always to the same bytes.
-            frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24").reformat(format=codec.pixels)
+            frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")
+            frame = converter.reformat(frame, format=codec.pixels)
             frame.pts, frame.time_base = round(seconds / base), base
             container.mux(stream.encode(frame))
         if stream is not None:

@@ -24,8 +24,9 @@ _TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: I
 def read_video(path: Path) -> tuple[bytes, int, int, float] | None:
     """The first ``SECONDS`` as MP4 (H.264), its width and height, and how many seconds it plays; None when the file
     cannot be read to there."""
-    import av
-    import av.error  # tens of milliseconds, and most reports show no videos
+    import av  # takes tens of milliseconds, and most reports show no videos
+    import av.error
+    from av.video.reformatter import VideoReformatter
 
     try:
         reading.open_plain(path).close()  # a pipe would never answer
@@ -35,7 +36,7 @@ def read_video(path: Path) -> tuple[bytes, int, int, float] | None:
     if not frames:
         return None
     size = frames[0].size
-    packed = io.BytesIO()
+    packed, converter = io.BytesIO(), VideoReformatter()
     with av.open(packed, mode="w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(RATE), options=_QUALITY)
         stream.width, stream.height = size
@@ -45,7 +46,7 @@ def read_video(path: Path) -> tuple[bytes, int, int, float] | None:
         for number, image in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.asarray(image.resize(size)), format="rgb24")
             # Given RGB, the encoder converts by itself, and not always to the same bytes.
-            frame = frame.reformat(format="yuv420p")
+            frame = converter.reformat(frame, format="yuv420p")
             frame.pts, frame.time_base = number, 1 / Fraction(RATE)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
