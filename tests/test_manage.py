@@ -45,7 +45,7 @@ def changed(dataset: DataSet, number: int, item: Item) -> DataSet:
 def test_a_good_data_set_has_counts_and_no_problems(dataset: DataSet) -> None:
     seen: list[tuple[int, int]] = []
     report = verify_dataset(dataset, progress=lambda done, total: seen.append((done, total)))
-    each = {"items": 2, "groups": 1, "texts": 2, "images": 2, "audio": 2}
+    each = {"items": 2, "groups": 1, "texts": 2, "images": 2, "audio": 2, "videos": 0}
     assert report == Report({"train": each, "val": each, "test": each}, ())
     assert seen == [(number, 12) for number in range(1, 13)]
 

@@ -22,7 +22,8 @@ from sensorium.errors import ConfigError, DataError
 
 def test_readers_are_found_by_the_name_of_their_module() -> None:
     published = ["audiocaps", "clotho", "coco", "esc50", "flickr8k", "voxceleb"]
-    assert readers.names() == sorted([*published, "emoji", "native", "stamps", "synthetic"])
+    published += ["activitynet", "didemo", "fluent_emoji", "msrvtt", "vatex"]
+    assert readers.names() == sorted([*published, "emoji", "moving", "native", "stamps", "synthetic", "videos"])
     for name in readers.names():
         reader = readers.load(name)
         assert name == reader.NAME

@@ -21,6 +21,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType, VideoFrame
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image
 
@@ -61,6 +62,7 @@ class Video:
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         self.path, self._stack = path, stack
+        self._converter = VideoReformatter()  # one for all frames: each would need a millisecond to begin
         self._open()
         self._line = _timeline(path, self._container, self._stream)
         self.seconds = self._line.length
@@ -161,10 +163,10 @@ class Video:
 
     def _picture(self, frame: VideoFrame) -> Image.Image:
         if any(part.is_alpha for part in frame.format.components):
-            layer = Image.fromarray(frame.to_ndarray(format="rgba"))
+            layer = Image.fromarray(self._converter.reformat(frame, format="rgba").to_ndarray())
             image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
         else:
-            image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+            image = Image.fromarray(self._converter.reformat(frame, format="rgb24").to_ndarray())
         shape = float(self._stream.sample_aspect_ratio or 1)
         if 0.1 < shape < 10 and abs(shape - 1) > 0.01:  # its pixels are no squares
             image = image.resize((max(1, round(image.width * shape)), image.height), Image.Resampling.BICUBIC)

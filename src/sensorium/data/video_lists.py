@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from sensorium.errors import DataError
 LARGEST_VAL = 0.15  # of the training videos
 _DEPTH = 4
 _NAMED = 10
+_SILENT, _SILENT_SHARE = 10, 0.01  # names of a list that may be without a text
 
 
 class ListOptions(Section):
@@ -120,6 +121,18 @@ def bare(name: str, double: bool = False) -> str:
         stem, ending = os.path.splitext(name)  # noqa: PTH122  (Path would drop a folder)
         name = stem if ending.lower() in ENDINGS else name
     return name
+
+
+def described(path: Path, names: Sequence[str], texts: Container[str]) -> tuple[list[str], str]:
+    """The names of a list of which something is said, and a note about the others, empty without any. Raises DataError
+    when there are more of these than published lists have."""
+    silent = [name for name in names if name not in texts]
+    kept = [name for name in names if name in texts]
+    if not kept or len(silent) > max(_SILENT, _SILENT_SHARE * len(names)):
+        found = f"of {len(silent):,} of {len(names):,} videos no text says anything; {missing_names(silent)}"
+        raise DataError(f"{path}: {found if names else 'names no videos'}")
+    note = f"{path.name}: {len(names):,} names give {len(kept):,} videos with a text; {missing_names(silent)}"
+    return kept, note if silent else ""
 
 
 def carve(entries: Sequence[Entry], wanted: int) -> tuple[list[Entry], list[Entry]]:

@@ -157,8 +157,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Shown:
-    """One thing to look at: text, a picture file or a sound file, or several of them together. Paths are absolute, or
-    relative to the run folder."""
+    """One thing to look at: text, a picture file, a sound file or a video file, or several of them together. Paths are
+    absolute, or relative to the run folder."""
 
     caption: str
     image: str | None = None
@@ -227,7 +227,7 @@ class Searcher(Protocol):
     """What ``Family.use`` gives for families that find things; other families give what suits them."""
 
     def search(self, query: Mapping[str, str], among: str | None = None, k: int = 5, rerank: int = 0) -> list[Hit]:
-        """``query``: text, or a path of a picture or recording, by modality; several make one joint query.
+        """``query``: text, or a path of a picture, recording or video, by modality; several make one joint query.
 
         ``rerank``: so many of the best are ordered anew by a closer look; ConfigError where there is none.
         """

@@ -1,4 +1,4 @@
-"""The chapter of queries and what they found: pictures to look at, recordings to play."""
+"""The chapter of queries and what they found: pictures to look at, recordings and videos to play."""
 
 from __future__ import annotations
 
@@ -75,10 +75,12 @@ def _hit(place: int, hit: Shown, media: Media) -> str:
 
 
 def _shown(shown: Shown, media: Media) -> str:
-    """Picture, player and caption; a caption that stands alone is shown large."""
+    """Picture, players and caption; a caption that stands alone is shown large."""
     seen = [] if shown.image is None else [_picture(shown, shown.image, media)]
     if shown.audio is not None:
         seen.append(_player(shown, shown.audio, media))
+    if shown.video is not None:
+        seen.append(_film(shown, shown.video, media))
     if not seen:
         return f'<p class="words">{escape(shown.caption)}</p>'
     return f'{"".join(seen)}<p class="caption">{escape(shown.caption)}</p>'
@@ -101,6 +103,16 @@ def _player(shown: Shown, path: str, media: Media) -> str:
         f'<div class="player"><button type="button" aria-label="play recording: {escape(shown.caption)}, {length}">'
         f"{_wave(sound.peaks)}</button><span>{length}</span>"
         f'<audio controls preload="none" src="{sound.uri}"></audio></div>'
+    )
+
+
+def _film(shown: Shown, path: str, media: Media) -> str:
+    film = media.film(path)
+    if film is None:
+        return f'<div class="lost">video cannot be read: {escape(_file_name(path))}</div>'
+    return (
+        f'<video controls loop muted playsinline preload="metadata" width="{film.width}" height="{film.height}" '
+        f'aria-label="play video: {escape(shown.caption)}, {film.seconds:.1f} s" src="{film.uri}"></video>'
     )
 
 

@@ -1,4 +1,4 @@
-"""Pictures and sounds of the report as small ``data:`` addresses, the same bytes for the same file."""
+"""Pictures, sounds and videos of the report as small ``data:`` addresses, the same bytes for the same file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from sensorium import reading
+from sensorium.engine.report_video import read_video
 
 PICTURE_SIDE = 160  # pixels of the longer side
 SOUND_RATE = 16_000
@@ -38,14 +39,26 @@ class Picture:
     height: int
 
 
+@dataclass(frozen=True)
+class Film:
+    """``seconds``: that the excerpt plays."""
+
+    uri: str
+    width: int
+    height: int
+    seconds: float
+
+
 class Media:
-    """The pictures and sounds of one run. Each file is read once; ``unreadable`` collects those that could not be."""
+    """The pictures, sounds and videos of one run. Each file is read once; ``unreadable`` collects those that could not
+    be."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
         self.unreadable: dict[str, None] = {}
         self._pictures: dict[str, Picture | None] = {}
         self._sounds: dict[str, Sound | None] = {}
+        self._films: dict[str, Film | None] = {}
 
     def picture(self, path: str) -> Picture | None:
         """The picture at ``path`` (absolute, or relative to the run folder); None when it cannot be read."""
@@ -60,6 +73,14 @@ class Media:
             self._sounds[path] = read_sound(self.run / path)
             self._note(path, self._sounds[path] is None)
         return self._sounds[path]
+
+    def film(self, path: str) -> Film | None:
+        """The video at ``path`` (absolute, or relative to the run folder); None when it cannot be read."""
+        if path not in self._films:
+            found = read_video(self.run / path)
+            self._films[path] = None if found is None else Film(_address("video/mp4", found[0]), *found[1:])
+            self._note(path, found is None)
+        return self._films[path]
 
     def _note(self, path: str, bad: bool) -> None:
         if bad:

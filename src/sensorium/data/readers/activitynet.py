@@ -22,7 +22,7 @@ from sensorium import reading
 from sensorium.data import parsing
 from sensorium.data.items import DataSet, Moment, Split
 from sensorium.data.readers.native import leaves
-from sensorium.data.video_lists import CarvedOptions, Entry, Lists, bare, carve, dataset
+from sensorium.data.video_lists import CarvedOptions, Entry, Lists, bare, carve, dataset, described
 from sensorium.errors import DataError
 
 NAME = "activitynet"
@@ -52,11 +52,10 @@ def read(root: Path | None, options: Options) -> DataSet:
     splits: dict[Split, list[Entry]] = {}
     notes: list[str] = []
     for split, (ids, captions) in _PARTS.items():
-        names = _ids(places[ids])
         said = _captions(places[captions])
-        splits[split] = [_entry(name, said[name], options.paragraphs) for name in names if name in said]
-        if len(splits[split]) < len(names):
-            notes.append(f"ActivityNet Captions: {split}: {len(names):,} ids give {len(splits[split]):,} pairs")
+        names, note = described(places[ids], _ids(places[ids]), said)
+        splits[split] = [_entry(name, said[name], options.paragraphs) for name in names]
+        notes += [note] if note else []
     splits["train"], splits["val"] = carve(splits["train"], options.val_videos)
     notes.append(f"ActivityNet Captions: val: {len(splits['val']):,} training videos")
     published = PUBLISHED | {"train": PUBLISHED["train"] - len(splits["val"])}

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from sensorium.data import parsing
 from sensorium.data.items import SPLITS, DataSet, Moment, Split
-from sensorium.data.video_lists import Entry, ListOptions, Lists, bare, dataset
+from sensorium.data.video_lists import Entry, ListOptions, Lists, bare, dataset, described
 from sensorium.errors import DataError
 
 NAME = "didemo"
@@ -50,11 +50,12 @@ def read(root: Path | None, options: Options) -> DataSet:
     splits: dict[Split, list[Entry]] = {}
     notes: list[str] = []
     for split in SPLITS:
-        names = list(dict.fromkeys(bare(line, double=True) for _, line in parsing.lines(places[f"{split}_list.txt"])))
+        listed = places[f"{split}_list.txt"]
         said = _descriptions(places[f"{split}_data.json"])
-        splits[split] = [_entry(name, said[name], options.paragraphs) for name in names if name in said]
-        if silent := [name for name in names if name not in said]:
-            notes.append(f"DiDeMo: {split}: {len(silent):,} videos without a description left out (first: {silent[0]})")
+        names = list(dict.fromkeys(bare(line, double=True) for _, line in parsing.lines(listed)))
+        names, note = described(listed, names, said)
+        splits[split] = [_entry(name, said[name], options.paragraphs) for name in names]
+        notes += [note] if note else []
     return dataset(NAME, LICENCE, Lists("DiDeMo", root, PUBLISHED, splits, double=True), options, notes)
 
 

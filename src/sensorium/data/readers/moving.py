@@ -20,9 +20,9 @@ from sensorium.data.files import cache_folder
 from sensorium.data.grouping import draw
 from sensorium.data.items import DataSet, Item, Split
 from sensorium.data.readers import native
-from sensorium.data.video_write import APART, write_video
+from sensorium.data.video_write import APART, packed
 from sensorium.errors import DataError
-from sensorium.files import make_folder, new_folder
+from sensorium.files import make_folder, new_folder, open_file
 
 NAME = "moving"
 SUMMARY = "coloured shapes that move, as videos, and sentences; made on the spot, needs nothing"
@@ -80,7 +80,9 @@ def _items(folder: Path, options: Options) -> Iterator[Item]:
                 for way in WAYS:
                     name = f"{colour}-{shape}-{way.split()[-1]}-{variant}"
                     video = folder / "videos" / f"{name}.mp4"
-                    write_video(video, ((n / RATE, one) for n, one in enumerate(frames[way])), Fraction(RATE), APART)
+                    timed = ((n / RATE, one) for n, one in enumerate(frames[way]))
+                    with open_file(video, "wb") as file:
+                        file.write(packed("mp4", timed, Fraction(RATE), APART))
                     text = _TEMPLATES[variant % len(_TEMPLATES)].format(colour=colour, shape=shape, way=way)
                     yield Item(name, f"{colour} {shape} {way}", split, text, video=video)
 

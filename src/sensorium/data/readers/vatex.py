@@ -16,7 +16,7 @@ from pathlib import Path
 from sensorium import reading
 from sensorium.data import parsing
 from sensorium.data.items import DataSet, Split
-from sensorium.data.video_lists import CarvedOptions, Entry, Lists, bare, carve, dataset
+from sensorium.data.video_lists import CarvedOptions, Entry, Lists, bare, carve, dataset, described
 from sensorium.errors import DataError
 
 NAME = "vatex"
@@ -43,10 +43,11 @@ def read(root: Path | None, options: Options) -> DataSet:
     notes: list[str] = []
     splits: dict[Split, list[Entry]] = {}
     for split, file in lists.items():
-        names = list(dict.fromkeys(bare(line) for _, line in parsing.lines(places[file]))) if file in places else []
-        splits[split] = [Entry(name, captions[name]) for name in names if name in captions]
-        if silent := [name for name in names if name not in captions]:
-            notes.append(f"VATEX: {split}: {len(silent):,} videos without a caption left out (first: {silent[0]})")
+        if file in places:
+            names = list(dict.fromkeys(bare(line) for _, line in parsing.lines(places[file])))
+            names, note = described(places[file], names, captions)
+            splits[split] = [Entry(name, captions[name]) for name in names]
+            notes += [note] if note else []
     published = dict(PUBLISHED)
     if lists["val"] not in places:
         splits["train"], splits["val"] = carve(splits["train"], options.val_videos)
