@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -252,3 +253,33 @@ def test_the_verbs_are_there() -> None:
         "data cache clear",
     }
     assert {f"sensorium {verb}" for verb in verbs} <= VERBS.keys()
+
+
+MEASURED = """
+from dataclasses import replace
+from helpers import TOY
+from sensorium.engine.contract import Table
+
+
+def profile(config, meter):
+    done = []
+    took, used = meter.seconds(lambda: done.append(1)), meter.peak(lambda: bytearray(2**20))
+    row = (len(done), meter.rows, str(meter.device), took >= 0, used is None or used < 2**30, config.model.width)
+    return Table("Widths", ("passes", "rows", "device", "took", "used", "width"), (row,))
+
+
+FAMILY = replace(TOY, name="twin", profile=profile)
+"""
+
+
+def test_models_are_compared_on_the_device_of_the_run(sensorium: Sensorium, tmp_path: Path) -> None:
+    (tmp_path / "more_families/twin/__init__.py").write_text(MEASURED)
+    answer = sensorium(
+        "profile", "twin", "--rows", "3", "--repeats", "2", "--json", "model.width=9", "train.device=cpu"
+    )
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["rows"] == [[7, 3, "cpu", True, True, 9]]  # five passes do not count
+    shown = sensorium("profile", "twin", "tiny", "--repeats", "1")
+    assert "Widths" in shown.out
+    assert "passes" in shown.out
+    refused(sensorium("profile", "toy"), "family 'toy' has no models to compare", "sensorium check toy")

@@ -113,6 +113,33 @@ def check(
         typer.echo(f"ready: {command}")
 
 
+@app.command(epilog="Example: sensorium profile video_retrieval --rows 8 model.frames=64")
+def profile(
+    family: FamilyName,
+    words: Words = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    rows: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed passes; the median counts.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Compare what a family's models cost: parameters, arithmetic, time, memory. Needs no data."""
+    from dataclasses import asdict
+
+    from sensorium.engine.meter import Stopwatch
+    from sensorium.engine.tables import print_table
+    from sensorium.errors import ConfigError
+
+    chosen, resolved = _configured(family, words or [], preset, config)
+    if chosen.profile is None:
+        raise ConfigError(f"family {family!r} has no models to compare; `sensorium check {family}` measures a run")
+    table = chosen.profile(resolved, Stopwatch(resolved.train.device, rows, repeats=repeats))
+    if as_json:
+        typer.echo(json.dumps(asdict(table), ensure_ascii=False, indent=1))
+    else:
+        print_table(table)
+
+
 @app.command(epilog="Example: sensorium resume runs/first train.steps=100")
 def resume(run: RunFolder, overrides: Overrides = None) -> None:
     """Continue an interrupted run exactly, or make a finished one longer."""

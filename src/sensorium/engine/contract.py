@@ -265,6 +265,23 @@ class Saved:
     value: float | None
 
 
+class Meter(Protocol):
+    """Measures for ``Family.profile``, on ``device``, ``rows`` samples at a time."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    def seconds(self, action: Callable[[], object]) -> float:
+        """Median time of one ``action``, after some that do not count."""
+
+    def peak(self, action: Callable[[], object]) -> int | None:
+        """Bytes in use at most while ``action`` is done, above those before the profile; None: the system does not
+        tell."""
+
+
 class Listener(Protocol):
     """Is told what happens in a run, by its main process: how a script prints its own lines and writes its own files.
 
@@ -311,6 +328,7 @@ class Family:
     ``at_chance(values)``: the step's logged values are what guessing would give; hundreds of them in a row raise an
     alarm.
     ``exports``: by format, what writes the trained model into a new folder and returns a line about it.
+    ``profile(config, meter)``: what the family's models cost, side by side; None where it has no such comparison.
     ``accumulation``: "sum" if the mean over micro-batches is the right loss. "inside-task" if it is not (contrastive):
     the task then gets all rows of the step at once and divides them itself (``parts/chunks.py``).
     """
@@ -332,4 +350,5 @@ class Family:
     after_step: Callable[[nn.Module, int], None] | None = None
     at_chance: Callable[[Mapping[str, float]], bool] | None = None
     use: Callable[[Loaded], Any] | None = None
+    profile: Callable[[RunConfig, Meter], Table] | None = None
     exports: Mapping[str, Callable[[Loaded, Path], str]] = field(default_factory=dict)

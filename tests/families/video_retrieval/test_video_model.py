@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from video_rows import FRAMES, build, config, everything, losses, on_paper, rand
 
 from sensorium.errors import ConfigError
 from sensorium.families.video_retrieval import prompters
+from sensorium.families.video_retrieval.clip import random_clip
 from sensorium.families.video_retrieval.config import KINDS, Kind
 from sensorium.families.video_retrieval.model import UnifiedTempMeSTOPModel, VideoFeatures
-from sensorium.families.video_retrieval.state import key_bias
+from sensorium.families.video_retrieval.shape import clip_shape
+from sensorium.families.video_retrieval.state import TokenState, key_bias
 
 CLOSE = {"rtol": 0, "atol": 1e-5}  # unit vectors; float32 sums in another order
 MERGING: tuple[Kind, ...] = ("tome", "tempme", "unified")
@@ -116,6 +119,46 @@ def test_sizes_are_conserved(kind: Kind) -> None:
     assert states[-1].size.max() > 2
     assert not key_bias(states[0]).any()
     assert key_bias(states[-1]).any()
+
+
+@torch.no_grad()
+def test_a_token_of_size_three_is_seen_as_three_tokens() -> None:
+    """Proportional attention, in every model that merges."""
+    model = build("tome")
+    x = torch.randn(1, 2, 5, 64)
+    sizes = torch.tensor([1, 3, 1, 2, 1])
+    state = TokenState(x, sizes.float().expand(1, 2, -1), n_cls=1)
+    block = model.clip.vision.blocks[0]
+    bias = key_bias(state).flatten(0, 1)[:, None, None]
+    found = block.attend(block.project(x[0], None), bias)
+    several = x[0].repeat_interleave(sizes, dim=1)
+    expected = block.attend(block.project(several, None), None)
+    torch.testing.assert_close(found.repeat_interleave(sizes, dim=1), expected, **CLOSE)
+    assert (block.attend(block.project(x[0], None), None) - found).abs().max() > 1e-3  # the twin
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_tokens_at_even_places_behind_the_first_cls_are_the_ones_that_go(frames: int) -> None:
+    """Slots are not counted."""
+    model, patches = build("unified"), torch.randn(1, 1, 10, 64)
+    fixed = torch.randn(1, 1, frames + 4, 64)
+    state = TokenState(torch.cat([fixed, patches], dim=2), torch.ones(1, 1, frames + 10), frames, n_slot=4)
+    gone = model._match(state, patches[0], 4).gone
+    assert ((gone + frames) % 2 == 0).all()
+
+
+@torch.no_grad()
+def test_clips_are_matched_before_they_are_told_apart() -> None:
+    """However large the positions, they do not decide what is merged where clips are joined; they do later on."""
+    without_cuts = {"cut_inside_pct": 0, "frame_merge": 0}
+    calm, told = build("tempme", without_cuts), build("tempme", without_cuts)
+    for positions in told.tempme.positions.values():
+        positions.mul_(1000)
+    before, after = (model.trace(videos(2), everything(2)) for model in (calm, told))
+    assert torch.equal(before[2].source, after[2].source)
+    assert (before[2].x - after[2].x).abs().max() > 1
+    assert not torch.equal(before[3].source, after[3].source)
 
 
 # --- batch mates, padding, state
@@ -367,9 +410,12 @@ def test_bfloat16_agrees(kind: Kind) -> None:
         assert alike == 1.0
 
 
-@pytest.mark.parametrize("kind", ["unified"])
-def test_one_graph_serves_all_batches(kind: Kind) -> None:
-    model, counter = build(kind), CompileCounter()
+def test_one_graph_serves_all_batches() -> None:
+    """Two blocks hold everything there is: the choice of patches, both merges, slots, a clip of all frames."""
+    given = config("unified")
+    short = given.model_copy(update={"groups": {1: FRAMES}})
+    clip = random_clip(replace(clip_shape(given), layers=2, text_layers=1))
+    model, counter = UnifiedTempMeSTOPModel(short, clip=clip).eval(), CompileCounter()
     compiled = torch.compile(model.encode_video, backend=counter, fullgraph=True)
     mask = everything(3)
     for seed in (0, 1):

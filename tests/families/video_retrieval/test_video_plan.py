@@ -14,11 +14,15 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from video_rows import on_paper
 
+from sensorium import config as configuration
 from sensorium.errors import ConfigError
 from sensorium.families.video_retrieval import plan as planning
+from sensorium.families.video_retrieval import presets
+from sensorium.families.video_retrieval.clip import Clip
+from sensorium.families.video_retrieval.config import ModelConfig
 from sensorium.families.video_retrieval.model import UnifiedTempMeSTOPModel
 from sensorium.families.video_retrieval.plan import Recipe, cost, make_plan, selected
-from sensorium.families.video_retrieval.shape import RANDOM, ClipShape
+from sensorium.families.video_retrieval.shape import RANDOM, ClipShape, clip_shape
 
 B32, B16 = {"clip": "random:b32"}, {"clip": "random:b16"}
 
@@ -233,3 +237,15 @@ def test_what_is_planned_otherwise_is_not_refused() -> None:
     plan = make_plan(4, 9, 2, Recipe(groups={1: 4}, cut_cross_pct=25))
     assert plan.trace() == "4x10, 1x30"
     assert RANDOM["random:tiny"].patches == 16
+
+
+@pytest.mark.parametrize("name", presets.MODELS)
+def test_presets_can_be_built(name: str) -> None:
+    preset = presets.MODELS[name]
+    config = configuration.build(ModelConfig, preset)
+    assert configuration.build(ModelConfig, configuration.dump(config)) == config
+    datatype = name if name in planning.FRAMES_WORDS else "msrvtt"
+    with torch.device("meta"):
+        model = UnifiedTempMeSTOPModel(config, datatype, Clip(clip_shape(config)))
+    assert (model.frames, model.words) == ((8, 16) if name == "tiny" else planning.FRAMES_WORDS[datatype])
+    assert model.on.lora == (name not in ("stop_paper", "clip4clip_full"))

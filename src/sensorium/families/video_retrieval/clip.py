@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,18 @@ from sensorium.parts.attention import split_heads
 from sensorium.parts.contrastive import LARGEST_SCALE, Temperature
 from sensorium.parts.lora import FusedLora
 
-__all__ = ["Block", "Clip", "ClipShape", "TextTower", "VisionTower", "clip_shape", "from_hf", "open_clip", "to_hf"]
+__all__ = [
+    "Block",
+    "Clip",
+    "ClipShape",
+    "TextTower",
+    "VisionTower",
+    "clip_shape",
+    "from_hf",
+    "open_clip",
+    "random_clip",
+    "to_hf",
+]
 
 PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 Projected: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -54,18 +65,23 @@ class Block(nn.Module):
         q, k, v = found
         mask = None if bias is None else bias.to(q.dtype)
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        update: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return update
 
     def mlp(self, x_RND: Tensor) -> Tensor:
         """The update ``[R, N, D]``."""
         x = self.fc1(self.norm2(x_RND))
         # x * sigmoid(1.702 x), written so that one tensor is kept for the backward pass and not three.
         x = functional.silu(1.702 * x) * (1 / 1.702) if self.quick else functional.gelu(x)
-        return self.fc2(x)
+        update: Tensor = self.fc2(x)
+        return update
 
 
 class VisionTower(nn.Module):
     """Everything of the image tower but the order of its steps."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(self, shape: ClipShape) -> None:
         super().__init__()
@@ -88,11 +104,13 @@ class VisionTower(nn.Module):
             x = (x.to(self.positions.dtype) / 255 - self.pixel_mean) / self.pixel_std
         x = self.patchify(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
-        return self.norm_pre(x + self.positions)
+        tokens: Tensor = self.norm_pre(x + self.positions)
+        return tokens
 
     def shared(self, tokens: Tensor) -> Tensor:
         """Tokens ``[..., D]`` in the space that texts share, ``[..., E]``; not normalised."""
-        return self.to_shared(self.norm_post(tokens))
+        found: Tensor = self.to_shared(self.norm_post(tokens))
+        return found
 
 
 class TextTower(nn.Module):
@@ -125,11 +143,16 @@ class TextTower(nn.Module):
         # Padding sees itself, so that no row of the softmax is over nothing.
         seen = causal & ((mask_BL != 0)[:, None, :] | (places[:, None] == places))
         bias = torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, -torch.inf)[:, None]
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(_blocks(self)):
             x = x + block.attend(block.project(x, None if loras is None else loras[number]), bias)
             x = x + block.mlp(x)
         end = (ids_BL == self.shape.eot_id).int().argmax(dim=-1)
-        return self.to_shared(self.norm_post(x[torch.arange(len(x), device=x.device), end]))
+        found: Tensor = self.to_shared(self.norm_post(x[torch.arange(len(x), device=x.device), end]))
+        return found
+
+
+def _blocks(tower: VisionTower | TextTower) -> list[Block]:
+    return [cast("Block", block) for block in tower.blocks]
 
 
 class Clip(nn.Module):
@@ -149,7 +172,7 @@ def open_clip(config: ModelConfig) -> Clip:
     Raises ConfigError where weights are missing, incomplete or of another shape.
     """
     if config.clip in RANDOM:
-        return _draw(_empty(RANDOM[config.clip]))
+        return random_clip(RANDOM[config.clip])
     from transformers import CLIPModel
 
     from sensorium.parts.encoders_base import load_pretrained
@@ -159,18 +182,24 @@ def open_clip(config: ModelConfig) -> Clip:
     if found != expected:
         raise ConfigError(f"CLIP {config.clip}: {folder}/config.json describes {found}; expected is {expected}")
     clip = _empty(found)
-    weights = from_hf(clip, load_pretrained(CLIPModel.from_pretrained, folder, config.clip).state_dict())
+    load: Any = CLIPModel.from_pretrained
+    weights = from_hf(clip, load_pretrained(load, folder, config.clip).state_dict())
     if config.loss.logit_scale == "frozen":
         weights["temperature.log_scale"] = torch.tensor(math.log(LARGEST_SCALE))
     clip.load_state_dict(weights)
     return clip
 
 
+def random_clip(shape: ClipShape) -> Clip:
+    """Towers with weights from a fixed seed, the same ones always; no other draw is changed by it."""
+    return _draw(_empty(shape))
+
+
 def _empty(shape: ClipShape) -> Clip:
     """Without drawing numbers that would be thrown away."""
     with torch.device("meta"):
         clip = Clip(shape)
-    clip = clip.to_empty(device="cpu")
+    clip.to_empty(device="cpu")
     clip.vision.pixel_mean.copy_(torch.tensor(PIXEL_MEAN).view(3, 1, 1))
     clip.vision.pixel_std.copy_(torch.tensor(PIXEL_STD).view(3, 1, 1))
     return clip
@@ -188,7 +217,7 @@ def _draw(clip: Clip) -> Clip:
         width, depth = tower.positions.shape[1], len(tower.blocks)
         normal(tower.positions, width**-0.5 if tower is clip.vision else 0.01)
         normal(tower.to_shared.weight, width**-0.5)
-        for block in tower.blocks:
+        for block in _blocks(tower):
             normal(block.qkv.weight, width**-0.5)
             normal(block.out.weight, width**-0.5 * (2 * depth) ** -0.5)
             normal(block.fc1.weight, (2 * width) ** -0.5)

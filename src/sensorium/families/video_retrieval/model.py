@@ -37,6 +37,7 @@ from sensorium.parts.lora import FusedLora
 from sensorium.parts.merging import Match, match
 
 Group = Literal["tempme", "stop", "clip", "own"]
+_GROUPS: tuple[Literal["tempme", "stop", "clip"], ...] = ("tempme", "stop", "clip")
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,9 @@ class UnifiedTempMeSTOPModel(nn.Module):
 
     def group(self, name: str) -> Group:
         """Whose a parameter is, by the module that holds it; ``own``: of a class that builds upon this one."""
-        for part in ("tempme", "stop", "clip"):
+        for part in _GROUPS:
             if any(name == f"{part}.{inner}" for inner, _ in self.get_submodule(part).named_parameters()):
-                return cast("Group", part)
+                return part
         return "own"
 
     # --- videos
@@ -342,5 +343,5 @@ def _cls_attention(found: Projected, bias: Tensor | None, cls: int, fixed: int) 
     q, k, _ = found
     scores = full_precision(q[:, :, :cls] @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
     scores = scores if bias is None else scores + bias
-    shares = scores.softmax(dim=-1).mean(dim=1)[:, :, fixed:].unflatten(2, (cls, -1))
+    shares: Tensor = scores.softmax(dim=-1).mean(dim=1)[:, :, fixed:].unflatten(2, (cls, -1))
     return shares.diagonal(dim1=1, dim2=2).transpose(1, 2)

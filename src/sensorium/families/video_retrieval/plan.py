@@ -98,10 +98,20 @@ class Plan:
         """The blocks before which clips are joined."""
         return tuple(block for block in self.blocks if block.group > 1)
 
-    def trace(self) -> str:
-        """Clips and tokens of every block: ``12x50→48, 12x48→46``."""
+    def trace(self, *, together: bool = False) -> str:
+        """Clips and tokens of every block, ``12x50→48, 12x48→46``; ``together``: blocks of as many clips that lose as
+        many tokens stand as one, ``12x50→46``."""
+        parts: list[tuple[BlockPlan, BlockPlan]] = []
+        for block in self.blocks:
+            alike = (
+                together and parts and (parts[-1][1].clips, parts[-1][1].cut_after) == (block.clips, block.cut_after)
+            )
+            if alike and parts[-1][1].after == block.tokens:
+                parts[-1] = (parts[-1][0], block)
+            else:
+                parts.append((block, block))
         return ", ".join(
-            f"{block.clips}x{block.tokens}" + (f"→{block.after}" if block.cut_after else "") for block in self.blocks
+            f"{first.clips}x{first.tokens}" + (f"→{last.after}" if last.cut_after else "") for first, last in parts
         )
 
 
@@ -133,10 +143,10 @@ def recipe_of(model: ModelConfig, shape: ClipShape, frames: int, on: Switches) -
     values = dict.fromkeys(names, 0)
     for name, need, default in zip(names, needed, usual, strict=True):
         given = getattr(model, name)
-        value = default if given is None else given
+        value: int | None = default if given is None else given
         if need and value is None:
             raise ConfigError(f"model.{name} must be named for patches of {shape.patch} pixels (known: 16 and 32)")
-        values[name] = value if need else 0
+        values[name] = value if need and value is not None else 0
     uses_groups = on.group or (on.merge and not on.everywhere)
     if on.spatial and model.spatial_block >= shape.layers:
         raise ConfigError(f"model.spatial_block {model.spatial_block}: this CLIP has blocks 0 to {shape.layers - 1}")
