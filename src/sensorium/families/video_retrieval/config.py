@@ -45,6 +45,11 @@ class LossConfig(Section):
     positives: Literal["multi", "diagonal"] = Field(
         "multi", description="Which captions belong to a video: all of its own, or the one of the same row only."
     )
+    negatives: Literal["effective", "micro"] = Field(
+        "effective",
+        description="With `train.micro_batches` above 1: all rows of a step meet in one loss (GradCache), or only those "
+        "of one micro-batch.",
+    )
     logit_scale: Literal["frozen", "learned"] = Field(
         "frozen", description="Factor of the cosines: 100, or learned with the towers (needs `model.train_clip`)."
     )
@@ -61,7 +66,8 @@ class ModelConfig(Section):
 
     kind: Kind = Field("unified", description="Which of the six models: a set of switches.")
     mode: Mode = Field(
-        "joint", description="What trains: both parts, one of them, or one after the other (each for half of the epochs)."
+        "joint",
+        description="What trains: both parts, one of them, or one after the other (each for half of the epochs).",
     )
     trained: tuple[Part, ...] = Field(
         (), description="Parts whose weights come trained, through `train.warm_start`: they take part from the start."
