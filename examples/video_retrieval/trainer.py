@@ -101,7 +101,7 @@ class UnifiedModelTrainer:
             )
         if mode != values.mode:
             begin = {"model": {"trained": values.active_parts}, "train": {"warm_start": str(path)}}
-            note = f"{path} was trained in mode {values.mode}: mode {mode} begins a new run at step 0 with its weights"
+            note = f"{path} was trained in mode {values.mode}; mode {mode} begins a new run with its weights at step 0"
             return replace(self._anew(seed, begin), notes=(note,))
         start = continuation.continue_from(
             self.family, path, self._changes(path, stored, seed), self.config.folder / "run", "training.num_epochs="
@@ -112,11 +112,14 @@ class UnifiedModelTrainer:
         return replace(start, config=start.config.model_copy(update={"model": model}))
 
     def _changes(self, path: Path, stored: UnifiedModelConfig, seed: int | None) -> dict[str, Any]:
-        """What is asked for of a run that goes on. What follows from keys and machine is as it was when the keys are."""
+        """What is asked for of a run that goes on. Precision and rows of a step, which follow from the machine, too, are
+        those of the run. Raises ConfigError naming every key that a run cannot change."""
+        try:
+            configuration.check_resume(stored, self.config)
+        except ConfigError as error:
+            raise ConfigError(f"{error}\n  a new run may begin with these weights: train.warm_start={path}") from None
         layer, before = self._layer(seed), portable.read_pt(path).config["train"]
-        for name, keys in (("precision", ("amp",)), ("batch_size", ("batch_size", "gradient_accumulation_steps"))):
-            if all(getattr(stored.training, key) == getattr(self.config.training, key) for key in keys):
-                layer["train"][name] = before[name]
+        layer["train"] |= {name: before[name] for name in ("precision", "batch_size")}
         if "steps" in self.settings.get("train", {}):
             del layer["train"]["epochs"]
         return configuration.merge(layer, self.settings)
@@ -146,8 +149,8 @@ class UnifiedModelTrainer:
             [
                 f"out of memory with training.batch_size {training.batch_size} ({reason})",
                 f"  1. training.batch_size={less}",
-                f"  2. training.batch_size={less} training.gradient_accumulation_steps={parts}: as many videos as now meet "
-                "in one loss, half of them at a time",
+                f"  2. training.batch_size={less} training.gradient_accumulation_steps={parts}: as many videos as now "
+                "meet in one loss, half of them at a time",
                 "  3. --mode sequential: one part trains at a time",
             ]
         )

@@ -17,7 +17,7 @@ from pydantic import Field, create_model, model_validator
 from torch import Tensor
 
 from sensorium import config as configuration
-from sensorium.config import Section
+from sensorium.config import Section, resumable
 from sensorium.engine.contract import Batch, Example
 from sensorium.errors import DataError
 from sensorium.families.video_retrieval.config import Mode, ModelConfig
@@ -42,7 +42,7 @@ class TrainingKeys(Section):
     tempme_lr: float = Field(1e-4, gt=0, le=10)
     stop_lr: float = Field(1e-5, gt=0, le=10)
     batch_size: int = Field(8, ge=1)
-    num_epochs: float = Field(20, gt=0)
+    num_epochs: float = resumable(20, "Of all stages together.", gt=0)
     warmup_epochs: float = Field(2, ge=0)
     optimizer: Literal["AdamW", "BertAdam"] = "AdamW"
     weight_decay: float = Field(0.01, ge=0)
@@ -54,10 +54,10 @@ class TrainingKeys(Section):
     datatype: Literal["msrvtt", "didemo", "activitynet", "vatex"] = "msrvtt"
     train_data_path: str = Field("./data/train", min_length=1)
     val_data_path: str = Field("./data/val", min_length=1)
-    checkpoint_dir: str = Field("./checkpoints/unified_model", min_length=1)
+    checkpoint_dir: str = resumable("./checkpoints/unified_model", "Where everything is written.", min_length=1)
     test_data_path: str = Field(TEST_PATH, min_length=1)
     amp: bool = True
-    save_every_epochs: int = Field(2, ge=1)
+    save_every_epochs: int = resumable(2, "Epochs between two checkpoint_epoch_*.pth.", ge=1)
     decay_all: bool = False
     clip_lr: float = Field(1e-7, gt=0, le=10)
     protocol: Literal["honest", "paper"] = "honest"
@@ -69,15 +69,6 @@ class TrainingKeys(Section):
             return self.num_epochs
         whole = self.num_epochs >= 2 and self.num_epochs == round(self.num_epochs)
         return math.floor(self.num_epochs / 2) if whole else self.num_epochs / 2
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> Self:
-        if self.warmup_epochs >= self.shortest_stage:
-            raise ValueError(
-                f"warmup_epochs {self.warmup_epochs:g} must be below the shortest stage, which has "
-                f"{self.shortest_stage:g} of num_epochs {self.num_epochs:g}; lower warmup_epochs or raise num_epochs"
-            )
-        return self
 
 
 class ContrastiveKeys(Section):
@@ -116,6 +107,17 @@ class UnifiedModelConfig(Section):
     contrastive: ContrastiveKeys = ContrastiveKeys()
     data: DataKeys = DataKeys()
     evaluation: EvaluationKeys = EvaluationKeys()
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        training = self.training
+        if training.warmup_epochs >= training.shortest_stage:
+            raise ValueError(
+                f"training.warmup_epochs {training.warmup_epochs:g} must be below the shortest stage, which has "
+                f"{training.shortest_stage:g} of training.num_epochs {training.num_epochs:g}; lower the one or raise the "
+                "other"
+            )
+        return self
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], origin: str = "configuration") -> UnifiedModelConfig:

@@ -44,8 +44,8 @@ class OwnClass:
         if overridden and config.train.micro_batches > 1 and model.loss.negatives == "effective":
             raise ConfigError(
                 f"{self.name}.compute_training_loss sees the rows of one part, but those of "
-                f"{config.train.micro_batches} parts meet in one loss (training.gradient_accumulation_steps): override loss_from_features(video, "
-                "text, groups) instead, or set contrastive.negatives=micro"
+                f"{config.train.micro_batches} parts meet in one loss (training.gradient_accumulation_steps): override "
+                "loss_from_features(video, text, groups) instead, or set contrastive.negatives=micro"
             )
 
     def _facts(self, config: RunConfig, found: Sources) -> dict[str, Any]:
