@@ -82,3 +82,4 @@ def test_a_group_that_the_model_does_not_have() -> None:
     optim.require_groups(weights(), group_of, Optim(groups={"stop*": Group(), "tempme": Group()}))
     with pytest.raises(ConfigError, match=r"no parameter group 'clip\*'; the model has: tempme, tempme_no_decay, stop"):
         optim.require_groups(weights(), group_of, Optim(groups={"clip*": Group()}))
+    optim.require_groups(weights(), group_of, Optim(groups={"clip*": Group()}), usual={"clip*"})

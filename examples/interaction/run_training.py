@@ -12,8 +12,7 @@ learning rate 1e-3 unless given. Paths are relative to the current folder.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,12 +169,11 @@ class Lines:
         from sensorium.families.interaction import portable
 
         self.start = start
-        self.files = guide.EpochFiles(
-            self.family, start.run.parent / "checkpoints", EVERY, PREFIX, portable.portable_content
-        )
+        content = guide.of_model(self.family, portable.portable_content)
+        self.files = guide.EpochFiles(self.family, start.run.parent / "checkpoints", EVERY, PREFIX, content)
         how = "by an error"
         try:
-            with self.out_of_memory():
+            with guide.out_of_memory(self.ways_out):
                 result = guide.train(self.family, start, self, self.files)
             how = "complete"
         except (errors.RunError, errors.Stopped) as error:
@@ -193,26 +191,12 @@ class Lines:
         ended = guide_report.Ended(how, time.monotonic() - self.started, self.parameters, self.sets)
         self.say(f"Training report: {guide_report.write(self.start.run, self.start.run.parent / 'reports', ended)}")
 
-    @contextmanager
-    def out_of_memory(self) -> Iterator[None]:
-        """Tell the guide's three ways out with this run's numbers."""
-        import torch
-
-        try:
-            yield
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise errors.RunError(self.ways_out(error)) from error
-        except RuntimeError as error:
-            if "can't allocate memory" not in str(error):  # the CPU's allocator has no error of its own
-                raise
-            raise errors.RunError(self.ways_out(error)) from error
-
-    def ways_out(self, error: BaseException) -> str:
+    def ways_out(self, reason: str) -> str:
+        """The guide's three, with this run's numbers."""
         config = self.start.config
         rows, parts = config.train.batch_size, config.train.micro_batches
         size, now = getattr(config.model, "size", ""), rows // parts
         smaller = [name for name in SIZES if name in list(SIZES)[: list(SIZES).index(size)]] if size in SIZES else []
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         model = f"size {size}" if self.parameters is None else f"size {size}, {self.parameters:,} parameters"
         return "\n".join(
             [
@@ -229,8 +213,6 @@ class Lines:
     def begun(self, config: RunConfig, sources: Sources, device: torch.device, precision: str) -> None:
         import torch as pytorch
 
-        from sensorium.engine.order import clock_of
-        from sensorium.engine.stages import spans
         from sensorium.families.interaction import guided
         from sensorium.families.interaction.model import InteractionModel
 
@@ -240,21 +222,13 @@ class Lines:
         if self.start.point is None:
             self.files.begin_anew(but=config.train.warm_start)
         self.open_log()
-        total = clock_of(sources.train, config).total
-        self.plan = spans(self.family.stages(config), total, self.stage_ends())
+        self.plan = guide.plan(self.family, config, self.start.run, sources.train)
         rows, parts = config.train.batch_size, config.train.micro_batches
         self.say(f"Device: {device.type}; precision: {precision}")
         self.say(f"Model: {config.model.size}, {self.parameters:,} parameters")
         self.say(f"Batch: {rows // parts} rows x {parts} parts; {rows} rows meet in one loss")
         stages = ", ".join(f"{span.stage.name} until step {span.end}" for span in self.plan)
         self.say(f"Epochs: {config.train.epochs or 0:g}; stages: {stages}")
-
-    def stage_ends(self) -> list[int]:
-        """Those that the run has by now; empty for a new one."""
-        from sensorium.engine import checkpoint, rundir
-
-        good, _ = checkpoint.complete(self.start.run)
-        return list(rundir.read_json(good[-1] / checkpoint.STATE)["stage_ends"]) if good else []
 
     def open_log(self) -> None:
         """outputs/logs/train.log is the run's own by a second name."""

@@ -8,7 +8,8 @@ import importlib
 import math
 import sys
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -17,7 +18,9 @@ from sensorium.errors import ConfigError, RunError, Stopped
 
 if TYPE_CHECKING:
     from sensorium.engine.continuation import Start
-    from sensorium.engine.contract import Evaluation, Family, Listener, Loaded, Saved
+    from sensorium.engine.contract import Evaluation, Family, Listener, Loaded, Saved, Source
+    from sensorium.engine.settings import RunConfig
+    from sensorium.engine.stages import Span
 
 
 class Parser(argparse.ArgumentParser):
@@ -111,9 +114,27 @@ class BestAndLast:
 
 
 class Content(Protocol):
-    """From a trained run to what a family's own file holds: ``model_state_dict`` and plain values."""
+    """From a complete checkpoint to what a family's own file holds: ``model_state_dict`` and plain values."""
+
+    def __call__(self, saved: Saved, *, stage: str, metrics: Mapping[str, float]) -> dict[str, Any]: ...
+
+
+class ModelContent(Protocol):
+    """The same, from the run's whole model."""
 
     def __call__(self, loaded: Loaded, *, stage: str, epoch: float, metrics: Mapping[str, float]) -> dict[str, Any]: ...
+
+
+def of_model(family: Family, content: ModelContent) -> Content:
+    """What ``content`` gives for the model of a checkpoint, which is built and opened for that."""
+
+    def from_checkpoint(saved: Saved, *, stage: str, metrics: Mapping[str, float]) -> dict[str, Any]:
+        from sensorium.engine import session
+
+        loaded = session.open_run(family, saved.run, saved.checkpoint.name)
+        return content(loaded, stage=stage, epoch=saved.epoch, metrics=metrics)
+
+    return from_checkpoint
 
 
 class EpochFiles:
@@ -123,7 +144,7 @@ class EpochFiles:
     multiples of ``every`` have a file, and those in which a stage ends.
     """
 
-    flag = "--resume"
+    flag, ending = "--resume", ".pt"
 
     def __init__(self, family: Family, folder: Path, every: int, prefix: str, content: Content) -> None:
         self.family, self.folder, self.every, self.prefix, self.content = family, folder, every, prefix, content
@@ -131,19 +152,19 @@ class EpochFiles:
 
     @property
     def best(self) -> Path:
-        return self.folder / "best_model.pt"
+        return self.folder / f"best_model{self.ending}"
 
     @property
     def last(self) -> Path:
-        return self.folder / "checkpoint_last.pt"
+        return self.folder / f"checkpoint_last{self.ending}"
 
     @property
     def final(self) -> Path:
-        return self.folder / "final_model.pt"
+        return self.folder / f"final_model{self.ending}"
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        return self.best, self.final, self.last, *sorted(self.folder.glob("checkpoint_epoch_*.pt"))
+        return self.best, self.final, self.last, *sorted(self.folder.glob(f"checkpoint_epoch_*{self.ending}"))
 
     def write(self, saved: Saved) -> None:
         """The last one, which gets the other names that are due, each whole or not at all."""
@@ -152,13 +173,13 @@ class EpochFiles:
         from sensorium.files import link_or_copy, remove, rename
 
         ends = rundir.read_json(saved.checkpoint / checkpoint.STATE)["stage_ends"]
-        loaded = session.open_run(self.family, saved.run, saved.checkpoint.name)
-        stage = self.family.stages(loaded.config)[bisect_left(ends, saved.step)].name
-        content = self.content(loaded, stage=stage, epoch=saved.epoch, metrics=self._metrics(saved))
+        stages = self.family.stages(session.read_config(self.family, saved.run))
+        stage = stages[bisect_left(ends, saved.step)].name
+        content = self.content(saved, stage=stage, metrics=self._metrics(saved))
         write_part(saved, self.last, self.prefix, content)
         epoch = due_epoch(saved, self.every, ends)
         names = [self.best] * saved.better + [self.final] * (saved.step == ends[-1])
-        for path in (*names, *([] if epoch is None else [self.folder / f"checkpoint_epoch_{epoch}.pt"])):
+        for path in (*names, *([] if epoch is None else [self.folder / f"checkpoint_epoch_{epoch}{self.ending}"])):
             second = path.with_name(f".{path.name}.tmp")
             remove(second)  # of a process that was killed
             link_or_copy(self.last, second)
@@ -196,6 +217,25 @@ def due_epoch(saved: Saved, every: int, stage_ends: Sequence[int]) -> int | None
     return int(now) if int(now) > int(before) else math.ceil(now)
 
 
+@contextmanager
+def out_of_memory(ways_out: Callable[[str], str]) -> Iterator[None]:
+    """Turn an end for want of memory into what ``ways_out`` says of its reason (RunError)."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise RunError(ways_out(_reason(error))) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # the CPU's allocator has no error of its own
+            raise
+        raise RunError(ways_out(_reason(error))) from error
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def no_8bit(device: str = "auto") -> str | None:
     """Why 8-bit AdamW cannot be used; None where it can: bitsandbytes imports, and training is on a GPU."""
     import torch
@@ -207,6 +247,17 @@ def no_8bit(device: str = "auto") -> str | None:
     except ImportError:
         return "8-bit AdamW needs bitsandbytes"
     return None
+
+
+def plan(family: Family, config: RunConfig, run: Path, source: Source) -> list[Span]:
+    """The stages of a run with their steps: where they end by now, or will."""
+    from sensorium.engine import checkpoint, rundir
+    from sensorium.engine.order import clock_of
+    from sensorium.engine.stages import spans
+
+    good, _ = checkpoint.complete(run)
+    ends = list(rundir.read_json(good[-1] / checkpoint.STATE)["stage_ends"]) if good else []
+    return spans(family.stages(config), clock_of(source, config).total, ends)
 
 
 def leads(start: Start) -> bool:

@@ -57,10 +57,13 @@ class Start:
     done: str | None = None
 
 
-def continue_from(family: Family, path: Path, changes: Mapping[str, Any], run: Path | None = None) -> Start:
+def continue_from(
+    family: Family, path: Path, changes: Mapping[str, Any], run: Path | None = None, longer: str = "--epochs "
+) -> Start:
     """Decide how to go on from the file ``path``, with what ``changes`` of its configuration.
 
-    ``run``: the folder to go on in; None: the one that the file's run has. Raises CheckpointError for a file that
+    ``run``: the folder to go on in; None: the one that the file's run has. ``longer``: what makes a run longer, on the
+    command line. Raises CheckpointError for a file that
     cannot be used, ConfigError listing every change of what a run cannot change.
     """
     found = portable.read_pt(path)
@@ -83,7 +86,7 @@ def continue_from(family: Family, path: Path, changes: Mapping[str, Any], run: P
     name = Path(head.checkpoint.absolute).parents[1].name
     target = run or (path.parent / name if native is None else native.parents[1].with_name(name))
     if _reached(wanted, head) and not (native and _unevaluated(native, head.step)):
-        return Start(wanted, target, done=_done(wanted, head))
+        return Start(wanted, target, done=_done(wanted, head, longer))
     if native is not None:
         return Start(wanted, target, Point(native, head.epoch), _inexact(stored, wanted))
     train = wanted.train.model_copy(update={"warm_start": str(path)})
@@ -110,8 +113,8 @@ def _reached(wanted: RunConfig, head: portable.Head) -> bool:
     return round(head.epoch - (wanted.train.epochs or 0), 9) >= 0
 
 
-def _done(wanted: RunConfig, head: portable.Head) -> str:
-    asked, done, unit, flag = wanted.train.epochs, head.epoch, "epochs", "--epochs "
+def _done(wanted: RunConfig, head: portable.Head, longer: str) -> str:
+    asked, done, unit, flag = wanted.train.epochs, head.epoch, "epochs", longer
     if asked is None:
         asked, done, unit, flag = wanted.train.steps or 0, head.step, "steps", "--set train.steps="
     done = max(asked, math.floor(round(done, 9)))

@@ -22,9 +22,13 @@ PREFIX = "events.out.tfevents."
 
 
 class EventFile:
-    """The event file of one start, with ``start_step`` optimizer steps done before. Nothing waits in memory."""
+    """The event file of one start, with ``start_step`` optimizer steps done before. Nothing waits in memory.
 
-    def __init__(self, folder: Path, start_step: int) -> None:
+    ``names``: other names of some values, by their own.
+    """
+
+    def __init__(self, folder: Path, start_step: int, names: Mapping[str, str] | None = None) -> None:
+        self._names = names or {}
         self._event = importlib.import_module("tensorboard.compat.proto.event_pb2").Event
         self._summary = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
         records = importlib.import_module("tensorboard.summary.writer.record_writer")
@@ -38,7 +42,8 @@ class EventFile:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One event for all values of a step."""
-        entries = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        tags = {self._names.get(name, name): value for name, value in values.items()}
+        entries = [self._summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()]
         self._add(self._event(step=step, summary=self._summary(value=entries)))
 
     def settle(self) -> None:

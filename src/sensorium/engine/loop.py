@@ -43,7 +43,7 @@ from sensorium.engine.session import (
     warm_start,
     weights_of,
 )
-from sensorium.engine.settings import RunConfig
+from sensorium.engine.settings import RunConfig, preset_groups
 from sensorium.engine.stages import Span, learnable, select, spans
 from sensorium.engine.tracking import Tracker
 from sensorium.errors import CheckpointError, ConfigError, DataError
@@ -125,7 +125,7 @@ def _train(job: _Job) -> Evaluation | None:
         rundir.create(folder, config)
     task, _ = build_task(family, config, sources, folder, backend)
     parameters = learnable(task)
-    optim.require_groups(parameters, family.group, config.optim)
+    optim.require_groups(parameters, family.group, config.optim, preset_groups(family, config.preset))
     progress = restore(folder, task, parameters, config, say)
     if progress is None:
         progress = begin(family, task, config, warm or warm_start(config), say)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -74,12 +74,16 @@ class BertAdam(torch.optim.Optimizer):
 
 
 def require_groups(
-    parameters: Mapping[str, nn.Parameter], group_of: Callable[[str, nn.Parameter], str], settings: Optim
+    parameters: Mapping[str, nn.Parameter],
+    group_of: Callable[[str, nn.Parameter], str],
+    settings: Optim,
+    usual: Collection[str] = (),
 ) -> None:
-    """Raise ConfigError for settings of a parameter group that the model does not have."""
+    """Raise ConfigError for settings of a parameter group that the model does not have; but for ``usual`` ones, of the
+    preset, which is for more than one model."""
     names = dict.fromkeys(group_of(name, parameter) for name, parameter in parameters.items())
     for pattern in settings.groups:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if pattern not in usual and not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(f"optim.groups: no parameter group {pattern!r}; the model has: {', '.join(names)}")
 
 

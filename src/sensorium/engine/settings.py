@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -131,6 +131,9 @@ class Track(Section):
     log_every: int = resumable(10, "Steps between two lines or refreshes on the console.", ge=1)
     tensorboard: bool = resumable(True, "Write TensorBoard files into the run folder.")
     tensorboard_dir: str | None = resumable(None, "Folder of the TensorBoard files; null: in the run folder.")
+    tensorboard_names: dict[str, str] = resumable(
+        {}, "Other names of curves in TensorBoard, by their own: `{train/grad_norm: grad_norm}`."
+    )
     wandb: Literal["off", "offline", "online"] = resumable("off", "Weights & Biases; needs the extra `wandb`.")
     wandb_project: str = resumable("sensorium", "Project name at Weights & Biases.")
 
@@ -184,3 +187,9 @@ def resolve(family: Family, preset: str, *layers: Mapping[str, Any], origin: str
     if lengths and isinstance(content["train"], Mapping):  # a length given by the user replaces the preset's
         content["train"] = {k: v for k, v in content["train"].items() if k not in _LENGTHS or k in lengths[-1]}
     return configuration.build(config_class(family), content, origin)
+
+
+def preset_groups(family: Family, preset: str) -> Collection[str]:
+    """The parameter groups that a preset speaks of."""
+    found: Collection[str] = family.presets.get(preset, {}).get("optim", {}).get("groups", {})
+    return found

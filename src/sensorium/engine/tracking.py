@@ -196,7 +196,8 @@ class Tracker:
         if settings.wandb != "off":
             self._sinks.append(_Wandb(run, settings))
         if settings.tensorboard:
-            self._sinks.append(EventFile(_tensorboard_folder(run, settings, start_step), start_step))
+            folder = _tensorboard_folder(run, settings, start_step)
+            self._sinks.append(EventFile(folder, start_step, settings.tensorboard_names))
         self._metrics, self._times, self._log = (
             open_file(run / name, "a") for name in ("metrics.jsonl", "times.jsonl", "train.log")
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from sensorium.engine.contract import Family, Sources
 from sensorium.engine.settings import RunConfig
+from sensorium.errors import CheckpointError
 from sensorium.families.video_retrieval.config import ModelConfig
 from sensorium.families.video_retrieval.data import DataConfig
 from sensorium.families.video_retrieval.evaluator import VideoEvaluator
@@ -17,6 +18,8 @@ from sensorium.families.video_retrieval.sources import sources
 from sensorium.families.video_retrieval.task import VideoRetrievalTask, begin_stage, group, sections, stages
 from sensorium.families.video_retrieval.use import Searcher
 
+OWN_CLASS = "model_class"  # in the facts of a run whose model is of a class built upon ours
+
 
 def _facts(config: RunConfig, found: Sources) -> dict[str, Any]:
     """Nothing: the model follows from the configuration alone."""
@@ -25,7 +28,11 @@ def _facts(config: RunConfig, found: Sources) -> dict[str, Any]:
 
 
 def _task(config: RunConfig, facts: Mapping[str, Any]) -> VideoRetrievalTask:
-    del facts
+    if OWN_CLASS in facts:
+        raise CheckpointError(
+            f"this run trained a model of its own class, {facts[OWN_CLASS]}: open it from Python with that class "
+            "(examples/video_retrieval)"
+        )
     model, data = sections(config)
     return VideoRetrievalTask(UnifiedTempMeSTOPModel(model, data.datatype), config.train.micro_batches)
 

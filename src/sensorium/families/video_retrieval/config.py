@@ -45,6 +45,11 @@ class LossConfig(Section):
     positives: Literal["multi", "diagonal"] = Field(
         "multi", description="Which captions belong to a video: all of its own, or the one of the same row only."
     )
+    negatives: Literal["effective", "micro"] = Field(
+        "effective",
+        description="With `train.micro_batches` above 1: all rows of a step meet in one loss (GradCache), or only those "
+        "of one micro-batch.",
+    )
     logit_scale: Literal["frozen", "learned"] = Field(
         "frozen", description="Factor of the cosines: 100, or learned with the towers (needs `model.train_clip`)."
     )

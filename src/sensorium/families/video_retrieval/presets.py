@@ -75,9 +75,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "model": {"loss": {"tempme_weight": 1.0, "stop_weight": 1.0}},
         "data": {"datatype": "msrvtt"},
         "train": {"epochs": 20, "batch_size": 8},
-        "optim": {"lr": 1e-4, "groups": {"stop*": {"lr_scale": 0.1}}, "eps": 1e-6},
+        "optim": {
+            "lr": 1e-4,
+            "groups": {"tempme*": {}, "stop*": {"lr_scale": 0.1}, "clip*": {"lr_scale": 1e-3}, "own*": {}},
+            "eps": 1e-6,
+        },
         "schedule": {"name": "cosine", "warmup_epochs": 2.0},
         "checkpoint": {**_BEST_BY_R_SUM, "milestone_epochs": 2},
+        "loader": {"workers": 4},
     },
     # Seconds: what the tests of every family run. Shapes that move, a random CLIP that is trained, too.
     "tiny": {

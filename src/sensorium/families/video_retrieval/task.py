@@ -21,26 +21,43 @@ _MATRICES = ("weight", "down", "up")  # leaves that are decayed: no positions, n
 
 
 class VideoRetrievalTask(nn.Module):
-    """The losses of a batch of pairs of a video and a text. ``chunks`` above 1: GradCache (parts/chunks.py)."""
+    """The losses of a batch of pairs of a video and a text. ``chunks`` above 1: GradCache (parts/chunks.py), or with
+    ``loss.negatives=micro`` a loss of each chunk. ``grouped``: the model's own loss knows which rows belong together.
+    """
 
-    def __init__(self, model: UnifiedTempMeSTOPModel, chunks: int) -> None:
+    def __init__(self, model: UnifiedTempMeSTOPModel, chunks: int, *, grouped: bool = True) -> None:
         super().__init__()
-        self.model, self.chunks = model, chunks
+        self.model, self.chunks, self.grouped = model, chunks, grouped
 
     def forward(self, batch: Batch) -> Output:
         """``video`` ``[B, T, 3, R, R]`` uint8, ``video_mask`` ``[B, T]``, ``input_ids`` and ``attention_mask``
         ``[B, L]``, ``groups`` ``[B]``: the video's number."""
-        if self.training and self.chunks > 1:
-            losses = self._in_chunks(batch)
+        if not self.training or self.chunks == 1:
+            losses = self._losses(batch)
+        elif self.model.config.loss.negatives == "micro":
+            losses = self._apart(batch)
         else:
-            given = [batch[name] for name in _NAMES]
-            losses = self.model(*given, torch.zeros_like(batch["input_ids"]), batch["groups"])
+            losses = self._in_chunks(batch)
         logs = {name: value.detach() for name, value in losses.items() if name != "total_loss"}
         return Output(losses["total_loss"], logs, float(len(batch["groups"])))
 
+    def _losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = [batch[name] for name in _NAMES]
+        groups = batch["groups"] if self.grouped else None
+        losses: dict[str, Tensor] = self.model(*given, torch.zeros_like(batch["input_ids"]), groups)
+        return losses
+
+    def _apart(self, batch: Batch) -> dict[str, Tensor]:
+        """The mean over losses of single chunks, whose rows do not meet."""
+
+        def of_chunk(part: Rows) -> dict[str, Tensor]:
+            return {name: loss.expand(len(part)) for name, loss in self._losses(take(batch, part)).items()}
+
+        found = in_chunks(of_chunk, _rows(batch), self.chunks)
+        return {name: losses.mean() for name, losses in found.items()}
+
     def _in_chunks(self, batch: Batch) -> dict[str, Tensor]:
-        rows: Rows = torch.arange(len(batch["groups"]), device=batch["groups"].device)
-        found = in_chunks(lambda part: self._represent(take(batch, part)), rows, self.chunks)
+        found = in_chunks(lambda part: self._represent(take(batch, part)), _rows(batch), self.chunks)
         video = VideoFeatures(found["video"], found["frames"], found.get("slots"))
         return self.model.loss_from_features(video, found["text"], batch["groups"])
 
@@ -49,6 +66,10 @@ class VideoRetrievalTask(nn.Module):
         text = self.model.encode_text(batch["input_ids"], batch["attention_mask"])
         found = {"video": video.video, "frames": video.frames, "text": text}
         return found if video.slots is None else {**found, "slots": video.slots}
+
+
+def _rows(batch: Batch) -> Rows:
+    return torch.arange(len(batch["groups"]), device=batch["groups"].device)
 
 
 def sections(config: RunConfig) -> tuple[ModelConfig, DataConfig]:

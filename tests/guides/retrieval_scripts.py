@@ -1,0 +1,96 @@
+"""Running the scripts of ``examples/video_retrieval`` in tests, with small generated videos and a random CLIP."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from PIL import Image, ImageDraw
+
+from sensorium import errors
+from sensorium.data.video_write import APART, write_video
+
+FOLDER = Path(__file__).parents[2] / "examples" / "video_retrieval"
+MODULES = ("config", "unified_model", "trainer", "train_unified_model", "show_merging")
+TINY = {
+    "clip": "random:tiny",
+    "frames": 8,
+    "words": 40,
+    "groups": {1: 2, 2: 2, 3: 2},
+    "frame_merge": 1,
+    "cut_cross_pct": 30,
+    "cut_inside_pct": 10,
+    "width": 16,
+}
+SMALL = [f"model.{name}={json.dumps(value)}" for name, value in TINY.items()]
+SMALL += ["train.device=cpu", "loader.workers=0", "training.batch_size=4", "track.log_every=1"]
+COLOURS = {"red": (214, 39, 40), "yellow": (250, 210, 40), "green": (30, 140, 50), "blue": (30, 60, 200)}
+WAYS = ("right", "down")
+COUNTS = {"train": 8, "val": 4, "test": 4}
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+Script = Callable[..., Answer]
+
+
+def make_data(root: Path) -> None:
+    """``{train,val,test}/videos/`` and ``annotations.json``: squares that move over grounds of their part's grey."""
+    for place, (split, count) in enumerate(COUNTS.items()):
+        entries = []
+        for number in range(count):
+            colour, way = list(COLOURS)[number % 4], WAYS[number // 4]
+            write_video(
+                root / split / "videos" / f"{number}.mp4", _frames(colour, way, 90 + 40 * place), Fraction(8), APART
+            )
+            captions = [f"a {colour} square moves {way}", f"{colour} goes {way}"][: 2 if split == "val" else 1]
+            entries.append({"video": f"{number}.mp4", "captions": captions})
+        (root / split / "annotations.json").write_text(json.dumps(entries))
+
+
+def _frames(colour: str, way: str, grey: int) -> Iterator[tuple[float, Image.Image]]:
+    for number in range(8):
+        image = Image.new("RGB", (32, 32), (grey, grey, grey))
+        x, y = (3 * number, 12) if way == "right" else (12, 3 * number)
+        ImageDraw.Draw(image).rectangle((x, y, x + 9, y + 9), fill=COLOURS[colour])
+        yield number / 8, image
+
+
+@contextmanager
+def modules(folder: Path = FOLDER) -> Iterator[Callable[[str], ModuleType]]:
+    """Import the guide's modules by their names, and forget them afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        for name in MODULES:
+            patch.delitem(sys.modules, name, raising=False)
+        yield import_module
+        for name in MODULES:
+            sys.modules.pop(name, None)
+
+
+def run(*words: str, name: str = "train_unified_model") -> int:
+    """A script in this process, as a command line runs it; its exit code."""
+    with modules() as load, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{name}.py", *words])
+        try:
+            errors.shown(load(name).main)
+        except SystemExit as left:
+            return left.code if isinstance(left.code, int) else int(left.code is not None)
+    return 0
