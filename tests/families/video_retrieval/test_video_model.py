@@ -210,6 +210,8 @@ def test_padded_frames_are_not_seen(kind: Kind) -> None:
     shown = model.encode_video(other, everything(4)).video
     assert (shown - found.video)[1:3].abs().amax(1).min() > 1e-4  # the twin: without the mask they are seen
     torch.testing.assert_close(shown[0], found.video[0], **CLOSE)
+    holes = torch.where(mask[:, :, None, None, None], video / 255, torch.nan)
+    assert torch.equal(model.encode_video(holes, mask).video, model.encode_video(holes.nan_to_num(1), mask).video)
 
 
 @torch.no_grad()
