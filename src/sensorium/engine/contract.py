@@ -293,8 +293,8 @@ class Family:
     ``initial(task, config)``: pretrained weights for parameters that will be trained, given to a new run; not when the
     weights come from a checkpoint or a ``.pt`` file.
     ``begin_stage(task, begin)`` prepares the task for a stage, before its first step, whenever a run is resumed in it
-    and when a checkpoint of it is opened; what it does must follow from ``begin`` alone. ``after_step(task, step)`` runs
-    after each optimizer step.
+    and when a checkpoint of it is opened; what it does must follow from ``begin`` alone. ``after_step(task, step)``
+    runs after each optimizer step.
     ``at_chance(values)``: the step's logged values are what guessing would give; hundreds of them in a row raise an
     alarm.
     ``exports``: by format, what writes the trained model into a new folder and returns a line about it.
