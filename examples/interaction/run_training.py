@@ -5,7 +5,7 @@
     python run_training.py --demo
 
 Values come from config.yaml beside this script, or from --config FILE; a flag that is given wins. Every data set that
-lies below --data-root is used. --demo needs no data and no network: 256 embedded items, size tiny, 3 epochs and
+lies below --data-root is used, ESC-50 for the evaluation alone. --demo needs no data and no network: 256 embedded items, size tiny, 3 epochs and
 learning rate 1e-3 unless given. Paths are relative to the current folder.
 """
 
@@ -100,6 +100,9 @@ def going_on(family: Family, given: dict[str, Any], overrides: Mapping[str, Any]
     from sensorium.families.interaction import guided
 
     path: Path = given["resume"]
+    for flag in ("config", "demo"):
+        if flag in given:
+            raise errors.ConfigError(f"--{flag} has no place beside --resume: a run goes on with its own values")
     stored = portable.read_pt(path).config
     changes = guide.settings_of(given, SETTINGS)
     if "batch_size" in given:
@@ -158,7 +161,7 @@ class Lines:
                 self.say("  ".join(map(str, row)), shown=False)
         if not sets:
             raise errors.ConfigError(
-                f"no data set in {data_root}: `python download_datasets.py --datasets {' '.join(guided.SETS[:3])} "
+                f"no data set to train on in {data_root}: `python download_datasets.py --datasets {' '.join(guided.SETS[:3])} "
                 f"--data-root {data_root}` fetches some, --demo trains without"
             )
         return sets
