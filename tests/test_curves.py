@@ -84,3 +84,10 @@ def test_a_first_file_that_does_not_say_where_it_starts_would_not_do(
         drive(tmp_path, 0, 7).close()
     drive(tmp_path, 4, 9).close()
     assert scalars(tmp_path) != WHOLE
+
+
+def test_other_names(tmp_path: Path) -> None:
+    file = EventFile(tmp_path, 0, {"train/grad_norm": "grad_norm", "val/x": "y"})
+    file.write(1, {"train/loss": 0.5, "train/grad_norm": 2.0})
+    file.close()
+    assert scalars(tmp_path) == {"train/loss": [(1, 0.5)], "grad_norm": [(1, 2.0)]}

@@ -34,7 +34,7 @@ from sensorium.errors import ConfigError, DataError
 from sensorium.families.video_retrieval import FAMILY
 from sensorium.families.video_retrieval.guided import Five, Pairs, UnifiedModelConfig, evaluate_pairs, five, named
 from sensorium.families.video_retrieval.own_class import OwnClass
-from sensorium.families.video_retrieval.portable import Values, portable_content, read_values
+from sensorium.families.video_retrieval.portable import Values, finite, portable_content, read_values
 from sensorium.families.video_retrieval.task import active_parts, sections
 from sensorium.files import link_or_copy, remove, rename
 
@@ -112,8 +112,8 @@ class UnifiedModelTrainer:
         return replace(start, config=start.config.model_copy(update={"model": model}))
 
     def _changes(self, path: Path, stored: UnifiedModelConfig, seed: int | None) -> dict[str, Any]:
-        """What is asked for of a run that goes on. Precision and rows of a step, which follow from the machine, too, are
-        those of the run. Raises ConfigError naming every key that a run cannot change."""
+        """What is asked for of a run that goes on. Precision and rows of a step, which depend on the machine, are those
+        of the run. Raises ConfigError naming every key that a run cannot change."""
         try:
             configuration.check_resume(stored, self.config)
         except ConfigError as error:
@@ -284,7 +284,7 @@ class Files(guide.EpochFiles):
             active_parts=sorted(active_parts(model, stage)),
             model_class=self.trainer.own and self.trainer.own.name,
             epoch=saved.epoch,
-            metrics={named(name): value for name, value in metrics.items()},
+            metrics=finite(metrics),
         )
         return portable_content(values, {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()})
 
@@ -317,13 +317,10 @@ class Lines:
         rows, parts = config.train.batch_size, config.train.micro_batches
         if parts > 1 and negatives == "micro":
             say(
-                f"Batch: {rows} videos in {parts} parts that do not meet (contrastive.negatives micro): no more negatives"
+                f"Batch: {rows} videos in {parts} parts that do not meet: contrastive.negatives micro adds no negatives"
             )
         else:
-            say(
-                f"Batch: {rows} videos meet in one loss, {rows - 1} negatives for each"
-                + f"; {parts} parts" * (parts > 1)
-            )
+            say(f"Batch: {rows} videos meet in one loss, {rows - 1} negatives each" + f"; {parts} parts" * (parts > 1))
 
     def stepped(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         span = next(span for span in self.plan if step <= span.end)

@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
     def given(self, words: Sequence[str] | None = None) -> dict[str, Any]:
         """The flags that were given, by name. Raises ConfigError."""
-        known, unknown = self.parse_known_args(words)
+        known, unknown = self.parse_known_intermixed_args(words)
         for word in unknown:
             close = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, n=1)
             hint = f"did you mean {close[0]}?" if close else "--help lists the flags"

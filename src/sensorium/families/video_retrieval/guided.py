@@ -114,8 +114,8 @@ class UnifiedModelConfig(Section):
         if training.warmup_epochs >= training.shortest_stage:
             raise ValueError(
                 f"training.warmup_epochs {training.warmup_epochs:g} must be below the shortest stage, which has "
-                f"{training.shortest_stage:g} of training.num_epochs {training.num_epochs:g}; lower the one or raise the "
-                "other"
+                f"{training.shortest_stage:g} of training.num_epochs {training.num_epochs:g}; lower the one or "
+                "raise the other"
             )
         return self
 

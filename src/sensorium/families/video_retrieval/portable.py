@@ -31,7 +31,7 @@ from sensorium import reading, tensor_files
 from sensorium.config import Section
 from sensorium.errors import CheckpointError, ConfigError
 from sensorium.families.video_retrieval.config import Mode, Part
-from sensorium.families.video_retrieval.guided import UnifiedModelConfig
+from sensorium.families.video_retrieval.guided import UnifiedModelConfig, named
 
 FORMAT, FAMILY_NAME, WEIGHTS = 1, "video_retrieval", "model_state_dict"
 
@@ -50,10 +50,14 @@ class Values(Section):
     metrics: dict[str, float]
 
 
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What a file says of metrics: those that are numbers, under the guide's names."""
+    return {named(name): float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
 def portable_content(values: Values, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What ``torch.save`` is to write. Of the metrics what is not finite is left out."""
-    finite = {name: value for name, value in values.metrics.items() if math.isfinite(value)}
-    plain = values.model_copy(update={"metrics": finite}).model_dump(mode="json")
+    """What ``torch.save`` is to write."""
+    plain = values.model_dump(mode="json")
     return {WEIGHTS: {name: tensor.cpu() for name, tensor in weights.items()}, **plain, "checksum": _checksum(plain)}
 
 
