@@ -8,6 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,17 @@ def machine() -> str:
     gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
     threads = os.environ.get("OMP_NUM_THREADS", "default")
     return f"{model}, {os.cpu_count()} cores{gpu}, OMP_NUM_THREADS {threads}, torch {torch.__version__}"
+
+
+def clock() -> float:
+    """Seconds: by the clock where a GPU works, when it has done what it was told; else of processor time, which other
+    work on the machine disturbs less."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def side_by_side(

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sensorium.config import Section
 from sensorium.engine import loop, settings
-from sensorium.engine.contract import Batch, Evaluation, Family, Host, Output, Source, Sources
+from sensorium.engine.contract import Batch, Evaluation, Family, Host, Mix, Output, Source, Sources
 
 WARM, LENGTH, CLASSES = 20, 512, 10
 ARMS = ("bare", "sensorium", "trainer", "lightning")
@@ -105,6 +105,7 @@ class Rows:
     data: Data
     fingerprint: str = "benchmark"
     groups: np.ndarray | None = None
+    mix: Mix | None = None
 
     def __len__(self) -> int:
         return LENGTH

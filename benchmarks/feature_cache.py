@@ -39,14 +39,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WORDS = ("dog", "man", "woman", "child", "runs", "jumps", "over", "grass", "water", "red", "blue", "ball", "street")
 
 
-def make_data(folder: Path, rows: int) -> None:
+def make_data(folder: Path, rows: int, seconds: int = SECONDS) -> None:
     """The native format: pictures, captions, recordings."""
     draw = np.random.default_rng(0)
     lines = []
     for row in range(rows):
         small = draw.integers(0, 255, (12, 16, 3), np.uint8)
         Image.fromarray(small).resize((500, 375), Image.Resampling.BICUBIC).save(folder / f"{row}.jpg", quality=90)
-        soundfile.write(folder / f"{row}.wav", 0.1 * draw.standard_normal(SECONDS * RATE), RATE)
+        soundfile.write(folder / f"{row}.wav", 0.1 * draw.standard_normal(seconds * RATE), RATE)
         text = " ".join(draw.choice(WORDS, 11))
         item = {"id": str(row), "group": str(row), "split": "train", "text": text}
         lines.append(json.dumps({**item, "image": f"{row}.jpg", "audio": f"{row}.wav"}))
@@ -108,7 +108,7 @@ def trainer(config: settings.RunConfig, found: Sources) -> Callable[[Batch], Non
     names = ("width", "pooled_width", "has_vector")
     facts = {m: {**dict(zip(names, values, strict=True)), "mean": [0.0] * values[1]} for m, values in width.items()}
     task: nn.Module = family.task(config, {"modalities": facts}).to(DEVICE).train()
-    optimizer = optim.build(dict(task.named_parameters()), family.group, config.optim)
+    optimizer = optim.build(dict(task.named_parameters()), family.group, config.optim, {})
 
     def step(batch: Batch) -> None:
         task({**batch, "step": torch.tensor(0)}).loss.backward()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import TOY, toy_config
 
-from sensorium import config
+from sensorium import config, families
 from sensorium.engine import settings
 from sensorium.errors import ConfigError
 
@@ -29,6 +29,19 @@ def test_all_problems_at_once_with_suggestions() -> None:
     assert "optim.lr: input should be greater than 0 (found -1)" in text
     assert "train.precision: input should be 'fp32', 'bf16' or 'fp16' (found 'fp8')" in text
     assert "model.dropout" in text
+
+
+def test_sections_of_any_name_are_checked_too_and_no_section_is_recited() -> None:
+    wrong = {
+        "data": {"sets": {"mine": {"redaer": "coco"}}},
+        "model": {"image_size": 30},
+    }
+    with pytest.raises(ConfigError) as caught:
+        settings.resolve(families.load("interaction"), "tiny", wrong)
+    assert str(caught.value).split("\n")[1:] == [
+        "  model: model.image_size must be a multiple of model.patch (8)",
+        "  data.sets.mine.redaer: unknown key; did you mean 'reader'?",
+    ]
 
 
 @pytest.mark.parametrize(

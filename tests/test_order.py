@@ -8,12 +8,22 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from helpers import ToyData, ToySource
+from helpers import ToyData, ToySource, toy_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sensorium.engine.contract import Mix, Stage
-from sensorium.engine.order import Clock, MixedOrder, Order, Share, evaluation_batches, rows_at, stand_in, total_steps
+from sensorium.engine.order import (
+    Clock,
+    MixedOrder,
+    Order,
+    Share,
+    clock_of,
+    evaluation_batches,
+    rows_at,
+    stand_in,
+    total_steps,
+)
 from sensorium.engine.schedule import in_steps, learning_rate
 from sensorium.engine.seeds import derive, reseed
 from sensorium.engine.settings import Schedule
@@ -68,6 +78,13 @@ def test_ranks_and_micro_batches_divide_one_order() -> None:
         assert parts == whole
     with pytest.raises(ConfigError, match="multiple of 6"):
         Share(20, 2, 3)
+
+
+def test_a_step_larger_than_the_data_is_refused() -> None:
+    source = ToySource(toy_config().data, 0)  # type: ignore[arg-type]
+    assert clock_of(source, toy_config({"train": {"batch_size": len(source)}})).length == len(source)
+    with pytest.raises(ConfigError, match=r"train\.batch_size is 1,001, but there are \d+ training samples"):
+        clock_of(source, toy_config({"train": {"batch_size": 1001}}))
 
 
 def test_sample_seeds_follow_the_position_not_the_rank() -> None:

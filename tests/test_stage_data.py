@@ -84,6 +84,17 @@ def test_every_cut_continues_bit_for_bit(tmp_path: Path) -> None:
         assert_equal_runs(tmp_path / "whole", part)
 
 
+def test_the_first_stage_may_ask_what_it_began_with(tmp_path: Path) -> None:
+    """There is no checkpoint of before the first step: the weights follow from the seed."""
+    stages = (replace(STAGES[1], share=0.5), STAGES[2])
+    family = replace(FAMILY, stages=lambda config: stages)
+    config = toy_config({**EACH_STEP, "checkpoint": {"every_steps": 1, "keep": 50}}, family)
+    run(tmp_path / "whole", config, family)
+    cut(tmp_path / "whole", tmp_path / "part", 2)
+    run(tmp_path / "part", config, family, resume=True)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "part")
+
+
 def test_what_a_stage_began_with_is_kept_and_needed(tmp_path: Path) -> None:
     config = toy_config({**EACH_STEP, "checkpoint": {"every_steps": 1, "keep": 2}}, FAMILY)
     folder = tmp_path / "run"

@@ -15,6 +15,8 @@ from test_guard import STEEP, assert_left_as_it_was, expected_scales
 from test_resume import EACH_STEP, assert_equal_runs, cut, state_of
 
 from sensorium import families
+from sensorium.data import readers, trees
+from sensorium.data.manage import write_tree
 from sensorium.engine import checkpoint, loop, rundir
 from sensorium.engine.order import Order
 
@@ -58,6 +60,36 @@ def test_a_resume_of_two_is_bit_for_bit_for_every_family(tmp_path: Path, ranks: 
     cut(tmp_path / "whole", tmp_path / "part", 2)
     ranks.train(tmp_path / "part", family, changes)
     assert_equal_runs(tmp_path / "whole", tmp_path / "part")
+
+
+def test_two_share_steps_of_all_kinds_of_samples(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows each, so that often one of them has pictures alone and the other sound alone; together they find the
+    losses and gradients that one process finds. Without the match head, whose wrong pairs each draws for itself."""
+    monkeypatch.setenv("SENSORIUM_CACHE", str(tmp_path / "cache"))
+    shapes = readers.read("synthetic", options={"variants": 1})
+    sets: dict[str, Any] = {"shapes": None}
+    for form in trees.FORMS:
+        write_tree(shapes, tmp_path / form, form, copy=False)
+        sets[form] = {"reader": form, "root": str(tmp_path / form)}
+    changes = {
+        "model": {"stages": {"unimodal": {"share": 0}}, "weights": {"match": 0.0}},
+        "train": {"steps": 10, "batch_size": 4},
+        "data": {"batches": "mixed", "sets": sets, "cache": str(tmp_path / "cache")},
+        "checkpoint": {"every_steps": 1, "keep": 50},
+        "evaluate": {"every_steps": 5},
+    }
+    noted = ranks.train(tmp_path / "whole", "interaction", changes)
+    assert [(rank.error, len(rank.steps)) for rank in noted] == [(None, 10), (None, 10)]
+    cut(tmp_path / "whole", tmp_path / "part", 8)
+    ranks.train(tmp_path / "part", "interaction", changes)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "part")
+    ranks.train(tmp_path / "alone", "interaction", changes, processes=1)
+    joint, alone = (lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "alone"))
+    assert any("align/text-audio" in line and "align/text-image" in line and "recon" in line for line in alone)
+    for found, expected in zip(joint, alone, strict=True):
+        if expected["kind"] == "train":
+            numbers = {name: value for name, value in expected.items() if isinstance(value, float)}
+            assert {name: found[name] for name in numbers} == pytest.approx(numbers, rel=2e-3, abs=1e-6)
 
 
 def test_each_rank_has_its_own_draws(tmp_path: Path, ranks: Ranks) -> None:

@@ -5,8 +5,8 @@
     python run_training.py --demo
 
 Values come from config.yaml beside this script, or from --config FILE; a flag that is given wins. Every data set that
-lies below --data-root is used. --demo needs no data and no network: 256 embedded items, size tiny, 3 epochs and
-learning rate 1e-3 unless given. Paths are relative to the current folder.
+lies below --data-root is used, ESC-50 for the evaluation alone. --demo needs no data and no network: 256 embedded
+items, size tiny, 3 epochs and learning rate 1e-3 unless given. Paths are relative to the current folder.
 """
 
 from __future__ import annotations
@@ -100,6 +100,9 @@ def going_on(family: Family, given: dict[str, Any], overrides: Mapping[str, Any]
     from sensorium.families.interaction import guided
 
     path: Path = given["resume"]
+    for flag in ("config", "demo"):
+        if flag in given:
+            raise errors.ConfigError(f"--{flag} has no place beside --resume: a run goes on with its own values")
     stored = portable.read_pt(path).config
     changes = guide.settings_of(given, SETTINGS)
     if "batch_size" in given:
@@ -157,8 +160,9 @@ class Lines:
             for row in table.rows:
                 self.say("  ".join(map(str, row)), shown=False)
         if not sets:
+            wanted = " ".join(guided.SETS[:3])
             raise errors.ConfigError(
-                f"no data set in {data_root}: `python download_datasets.py --datasets {' '.join(guided.SETS[:3])} "
+                f"no data set to train on in {data_root}: `python download_datasets.py --datasets {wanted} "
                 f"--data-root {data_root}` fetches some, --demo trains without"
             )
         return sets

@@ -208,7 +208,8 @@ def _problem(model: type[Section], error: dict[str, Any]) -> str:
         return f"{dotted}: missing; a value is required"
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    found = "" if error["loc"] == () else f" (found {_cut(repr(error['input']))})"
+    whole = error["loc"] == () or (error["type"] == "value_error" and isinstance(error["input"], Mapping))
+    found = "" if whole else f" (found {_cut(repr(error['input']))})"  # a section says itself what of it is wrong
     return f"{dotted}: {message}{found}"
 
 
@@ -222,11 +223,13 @@ def _section_of(annotation: Any) -> type[Section] | None:
 
 
 def _fields_at(model: type[Section], path: Sequence[str]) -> list[str]:
-    section: type[Section] | None = model
+    annotation: Any = model
     for part in path:
-        if section is None or part not in section.model_fields:
-            return []
-        section = _section_of(section.model_fields[part].annotation)
+        if section := _section_of(annotation):
+            annotation = section.model_fields[part].annotation if part in section.model_fields else None
+        else:  # of a table of sections each has any name
+            annotation = typing.get_args(annotation)[1] if typing.get_origin(annotation) is dict else None
+    section = _section_of(annotation)
     return list(section.model_fields) if section else []
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from sensorium import config as configuration
 from sensorium import reading
@@ -85,7 +86,11 @@ def write_config(folder: Path, content: Mapping[str, Any]) -> None:
 
 def write_weights(folder: Path, loaded: Loaded) -> Path:
     """Write ``model.safetensors``: what a checkpoint holds of the model, without the optimizer."""
-    weights = session.weights_of(loaded.task, learnable(loaded.task))
+    return write_tensors(folder, session.weights_of(loaded.task, learnable(loaded.task)))
+
+
+def write_tensors(folder: Path, weights: Mapping[str, Tensor]) -> Path:
+    """Write any weights as ``model.safetensors``."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     path = folder / WEIGHTS
     checkpoint.write_tensors(path, tensors, {"format": "pt"})

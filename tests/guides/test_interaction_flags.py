@@ -163,6 +163,12 @@ BAD = {
     ),
     "no words": ([], "model.text.word_vectors=none"),
     "no checkpoint": (["--resume", "gone.pt"], "gone.pt: cannot be read"),
+    "other values": (["--resume", "x.pt", "--config", "bad.yaml"], "--config has no place beside --resume"),
+    "other data": (["--resume", "x.pt", "--demo"], "--demo has no place beside --resume"),
+    "more rows than data": (
+        ["--batch-size", "1000", "--set", "model.text.word_vectors=none", "--set", "model.text.tokenizer=learn"],
+        "train.batch_size is 4,000, but there are 4 training samples",
+    ),
 }
 
 
@@ -183,6 +189,17 @@ def test_the_table_shows_what_is_there_and_what_is_not(here: Path, script: Scrip
     assert re.search(r"clotho +found +- +|clotho +found", rows["clotho"])
     assert "absent: no such folder" in rows["coco"]
     assert "absent: no picture or recording in it" in rows["audiocaps"]
+
+
+def test_esc50_is_judged_where_it_lies_there_and_trains_nothing(
+    here: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees.esc50(Path("data/esc50"))
+    assert set(begun(script, monkeypatch).config.data.sets) == {"clotho", "esc50"}
+    shutil.rmtree("data/clotho")
+    answer = script()
+    assert answer.code == 2
+    assert "no data set to train on in data" in answer.err
 
 
 def trees_of_the_guide() -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def load_image(path: Path) -> Image.Image:
         with reading.open_plain(path) as file:
             image, orientation = _open_image(file)
             image.load()
-            rgb = _to_rgb(image)
+            rgb = to_rgb(image)
     except UnidentifiedImageError:
         raise DataError(f"{path}: not a picture in a known format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -69,7 +69,8 @@ def _open_image(file: BinaryIO) -> tuple[Image.Image, int]:
         return image, image.getexif().get(_ORIENTATION_TAG, 1)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """As ``load_image``, but not turned. Raises ValueError for pixels of 32 bits."""
     if image.mode.startswith("I;16"):  # convert() would clip at 255 instead of scaling
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):

@@ -7,6 +7,7 @@ any jump. A jump that lands wrong, as damaged indexes make it, is taken back: th
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -221,28 +222,27 @@ def _decoder(stream: VideoStream) -> VideoCodecContext:
 def _timeline(path: Path, container: InputContainer, stream: VideoStream) -> _Timeline:
     """Read all packets of the stream. Raises DataError when the file ends before its header says."""
     base = stream.time_base
-    packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
-    if not packets or base is None:
+    found = [(p.pts, p.dts, p.is_keyframe, p.duration) for p in container.demux(stream) if p.size and not p.is_discard]
+    if not found or base is None:
         raise DataError(f"{path}: holds no frames")
-    shown = sorted(p.pts for p in packets if p.pts is not None)
-    decoded = [p.dts for p in packets if p.dts is not None]
-    counted = "avi" in container.format.name.split(",") or len(shown) < len(packets) or len(set(shown)) < len(shown)
+    tick, ticks = base.numerator, base.denominator  # fractions themselves are slow
     usual = float(1 / (stream.average_rate or 25))
+    stamps = [pts for pts, _, _, _ in found if pts is not None]
+    whole = len(set(stamps)) == len(found)
+    counted = not whole or "avi" in container.format.name.split(",")
     if not counted:
-        zero, times = shown[0], tuple(float((pts - shown[0]) * base) for pts in shown)
+        zero = min(stamps)
+        times = [(pts - zero) * tick / ticks for pts in sorted(stamps)]
     else:
+        decoded = [dts for _, dts, _, _ in found if dts is not None]
         zero = decoded[0] if decoded else 0
-        steady = len(decoded) == len(packets) and all(a < b for a, b in pairwise(decoded))
-        times = tuple(float((dts - zero) * base) if steady else n * usual for n, dts in enumerate(decoded or shown))
-    keys = (
-        ()
-        if counted
-        else tuple(sorted(float((p.pts - zero) * base) for p in packets if p.is_keyframe and p.pts is not None))
-    )
-    last = max(packets, key=lambda p: p.pts if p.pts is not None else -1)
-    length = times[-1] + (float(last.duration * base) if last.duration else usual * (len(times) > 1))
+        steady = len(decoded) == len(found) and all(a < b for a, b in pairwise(decoded))
+        times = [(dts - zero) * tick / ticks for dts in decoded] if steady else [n * usual for n in range(len(found))]
+    keys = [] if counted else [(pts - zero) * tick / ticks for pts, _, is_key, _ in found if is_key and pts is not None]
+    lasting = max(found, key=lambda one: -math.inf if one[0] is None else one[0])[3]
+    length = times[-1] + (lasting * tick / ticks if lasting else usual * (len(times) > 1))
     _require_whole(path, container, length)
-    return _Timeline(times, keys, zero, length, counted)
+    return _Timeline(tuple(times), tuple(sorted(keys)), zero, length, counted)
 
 
 def _require_whole(path: Path, container: InputContainer, length: float) -> None:

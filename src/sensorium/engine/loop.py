@@ -36,6 +36,7 @@ from sensorium.engine.session import (
     begin,
     build_task,
     fingerprints,
+    first_weights,
     frozen_digest,
     load_weights,
     restore,
@@ -121,6 +122,7 @@ def _train(job: _Job) -> Evaluation | None:
     warm = None if resume else warm_start(config)
     sources = family.sources(config, host)
     backend.agree("data", fingerprints(sources), DataError)
+    clock = clock_of(sources.train, config)
     if backend.is_main and not resume:  # only now: missing data must not leave half a run behind
         rundir.create(folder, config)
     task, _ = build_task(family, config, sources, folder, backend)
@@ -130,7 +132,6 @@ def _train(job: _Job) -> Evaluation | None:
     if progress is None:
         progress = begin(family, task, config, warm or warm_start(config), say)
     backend.agree("position (all must see one run folder)", {"step": progress.step}, CheckpointError)
-    clock = clock_of(sources.train, config)
     if clock.total < progress.step:
         done = f"{progress.step} steps are done already"
         raise ConfigError(f"{done}; the run cannot be made shorter ({clock.total} asked for)")
@@ -246,6 +247,8 @@ def _begin_stage(run: Run, span: Span) -> Source:
         def weights() -> Mapping[str, torch.Tensor]:
             if progress.step == span.first:
                 return {name: tensor.cpu() for name, tensor in weights_of(run.task, run.parameters).items()}
+            if span.first == 0:  # before any checkpoint
+                return first_weights(run)
             return checkpoint.load(checkpoint.folder_of(run.folder, span.first), run.family.name).weights
 
         run.family.begin_stage(run.task, Begin(span.stage, run.config, run.sources.shared, run.host, weights))

@@ -174,8 +174,13 @@ class Clock:
 
 
 def clock_of(source: Source, config: RunConfig) -> Clock:
-    """The clock of a run whose epochs are those of ``source``."""
+    """The clock of a run whose epochs are those of ``source``. Raises ConfigError where a step is larger than those."""
     batch_size = config.train.batch_size
+    if batch_size > len(source):
+        raise ConfigError(
+            f"train.batch_size is {batch_size:,}, but there are {len(source):,} training samples; give at most as many "
+            "rows"
+        )
     length = order_of(source, config.seed, batch_size).length
     return Clock(length, batch_size, total_steps(length, batch_size, config.train.epochs, config.train.steps))
 

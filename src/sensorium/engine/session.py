@@ -289,6 +289,14 @@ def begin(family: Family, task: nn.Module, config: RunConfig, warm: checkpoint.C
     return Progress(Guard(config.guard.max_skipped))
 
 
+def first_weights(run: Run) -> dict[str, Tensor]:
+    """What the run began with, made anew from its seed. Raises CheckpointError when what it started from is gone."""
+    reseed(run.config.seed, "weights")
+    task = run.family.task(run.config, rundir.read_facts(run.folder)["facts"])
+    begin(run.family, task, run.config, warm_start(run.config), lambda _: None)
+    return weights_of(task, learnable(task))
+
+
 def read_config(family: Family, folder: Path) -> RunConfig:
     """The resolved configuration of a run. Raises CheckpointError when the run is of another family."""
     content = rundir.stored_config(folder)

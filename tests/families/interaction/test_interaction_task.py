@@ -242,6 +242,21 @@ def test_a_batch_without_a_pair_is_an_error(sources: Sources, make: Callable[...
         task(words)
 
 
+def test_a_model_that_tells_nothing_apart_is_at_chance(sources: Sources, make: Callable[..., InteractionTask]) -> None:
+    task = make().eval()
+    task.stage = ALIGN
+    batch = batch_of(train_source(sources), 8)
+    values = {name: float(value) for name, value in task(batch).logs.items()}
+    assert not module.at_chance(values)
+    one = {name: float(value) for name, value in task(chunks.take(batch, torch.tensor([0]))).logs.items()}
+    assert module.at_chance(one)
+    with torch.no_grad():
+        for projection in task.model.projections.values():
+            projection.weight.zero_()
+    assert module.at_chance({name: float(value) for name, value in task(batch).logs.items()})
+    assert not module.at_chance({"unimodal/image": 0.0})
+
+
 def test_captions_of_one_picture_are_no_negatives(make: Callable[..., InteractionTask]) -> None:
     torch.manual_seed(0)
     z = {m: nn.functional.normalize(torch.randn(4, 8), dim=1) for m in ("text", "image")}

@@ -237,6 +237,19 @@ def test_things_in_memory_are_as_good_as_files(model: Searcher, tmp_path: Path) 
     assert found[0]["audio_mask"].sum(dim=1).tolist() == [57, 7]  # frames of 10 ms
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGB"])
+def test_large_and_transparent_pictures_in_memory_are_those_of_their_files(
+    model: Searcher, tmp_path: Path, mode: str
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (200, 300, 4), np.uint8)
+    picture = Image.fromarray(noise).convert(mode)
+    picture.save(tmp_path / "x.png")
+    kept, read = (model.processor(images=[one])["images"] for one in (picture, tmp_path / "x.png"))
+    assert kept.equal(read)
+    with pytest.raises(DataError, match="pixels of kind 'F'"):
+        model.processor(images=[Image.new("F", (40, 40))])
+
+
 def test_rows_that_do_not_fit_are_refused(model: Searcher, tmp_path: Path) -> None:
     for match, given in (
         (r"found 2 texts, 1 audio", {"texts": ["a", "b"], "audio": [np.zeros(800)]}),

@@ -239,13 +239,13 @@ def test_what_is_planned_otherwise_is_not_refused() -> None:
     assert RANDOM["random:tiny"].patches == 16
 
 
-@pytest.mark.parametrize("name", presets.MODELS)
+@pytest.mark.parametrize("name", presets.PRESETS)
 def test_presets_can_be_built(name: str) -> None:
-    preset = presets.MODELS[name]
+    preset = presets.PRESETS[name].get("model", {})
     config = configuration.build(ModelConfig, preset)
     assert configuration.build(ModelConfig, configuration.dump(config)) == config
     datatype = name if name in planning.FRAMES_WORDS else "msrvtt"
     with torch.device("meta"):
         model = UnifiedTempMeSTOPModel(config, datatype, Clip(clip_shape(config)))
-    assert (model.frames, model.words) == ((8, 16) if name == "tiny" else planning.FRAMES_WORDS[datatype])
+    assert (model.frames, model.words) == ((8, 40) if name == "tiny" else planning.FRAMES_WORDS[datatype])
     assert model.on.lora == (name not in ("stop_paper", "clip4clip_full"))

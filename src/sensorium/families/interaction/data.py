@@ -14,13 +14,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sensorium.config import Section
 from sensorium.data import features
@@ -63,7 +64,7 @@ class TeachersConfig(Section):
 class DataConfig(Section):
     """Where the data come from, and what of them is seen."""
 
-    sets: dict[str, SetConfig] = Field({}, description="The data sets by any name.")
+    sets: dict[str, SetConfig] = Field({}, description="The data sets by any name; null takes one of the preset out.")
     teachers: TeachersConfig = TeachersConfig()
     batches: Literal["one_kind", "mixed"] = Field(
         "one_kind", description="Whether a step holds samples of one set and the same modalities, or of all."
@@ -83,6 +84,11 @@ class DataConfig(Section):
     )
     cache: str | None = Field(None, description="Folder of the caches; null takes SENSORIUM_CACHE or ~/.cache.")
     keep_pictures: bool = Field(True, description="Keep small copies of large pictures, which decode faster.")
+
+    @field_validator("sets", mode="before")
+    @classmethod
+    def _taken_out(cls, sets: Any) -> Any:
+        return {name: one for name, one in sets.items() if one is not None} if isinstance(sets, Mapping) else sets
 
 
 @dataclass(frozen=True)
@@ -138,11 +144,13 @@ def _part(image: Image.Image, side: int, seed: int) -> Image.Image:
 
 
 class TrainSource:
-    """Samples to learn from. ``targets``: of each modality the stored vectors that the last stage wants predicted;
-    ``teachers``: those of frozen encoders, which the others do."""
+    """Samples of several modalities to learn from. ``others``: those of one, which are for ``alone`` only; ``targets``:
+    of each modality the stored vectors that the last stage wants predicted; ``teachers``: those of frozen encoders,
+    which the other stages do."""
 
     def __init__(self, samples: Sequence[Sample], media: Media, label_names: Sequence[str], mix: Mix | None) -> None:
         self.samples, self.media, self.label_names, self.mix = list(samples), media, tuple(label_names), mix
+        self.others: Sequence[Sample] = ()
         self.groups: np.ndarray | None = np.array([sample.group for sample in samples], np.int64)
         self.targets: Stores = {}
         self.teachers: Stores = {}
@@ -173,21 +181,45 @@ class TrainSource:
             found["mel"] = media.sound(sample.audio, seed)
         if self.label_names:
             found["labels"] = np.isin(np.arange(len(self.label_names)), sample.labels)
-        for name, stores in (("target", self.targets), ("teacher", self.teachers)):
-            for modality, content in contents.items():
-                if (store := stores.get(modality)) is not None:
-                    key = store.key(content) if isinstance(content, str) else media.keys[content]
-                    found[f"{name}_{modality}"] = store.get(key).pooled.astype(np.float32)
+        for modality, content in contents.items():
+            found |= _stored(f"target_{modality}", self.targets.get(modality), content, media.keys)
+            found |= _stored(f"teacher_{modality}", self.teachers.get(modality), content, media.keys)
         return found
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
-        return collate(examples, self.media.tokenizer.pad)
+        there = {name for example in examples for name in example}
+        likes = [self.example(one, 0) for one, names in self._firsts.items() if not names <= there]
+        return collate(examples, self.media.tokenizer.pad, likes)
+
+    @cached_property
+    def _firsts(self) -> Mapping[int, set[str]]:
+        """Where a step holds samples of all kinds: the first of each kind, and what it has. Every batch then has all
+        modalities, though perhaps in no row: processes that differ in them would wait for each other."""
+        if self.mix is not None:
+            return {}
+        kinds = {sample.modalities: number for number, sample in reversed(list(enumerate(self.samples)))}
+        return {n: {NAMES[m] for m in modalities} for modalities, n in kinds.items()} if len(kinds) > 1 else {}
+
+    @property
+    def everything(self) -> Sequence[Sample]:
+        """The samples, and those of one modality."""
+        return [*self.samples, *self.others]
+
+    @property
+    def by_labels(self) -> bool:
+        """Whether pictures by themselves are to teach the image tower their labels."""
+        return "image" not in self.teachers and any(sample.image and sample.labels for sample in self.everything)
 
     def alone(self) -> TrainSource | None:
-        """Every picture and every recording by itself, to learn from without words; None where there is neither."""
+        """Every picture and every recording by itself, to learn from without words; None where there is neither.
+
+        Where pictures have labels to learn from, those that have none are left out.
+        """
         alone: dict[Path, Sample] = {}
-        for sample in self.samples:
-            for path, image, audio in ((sample.image, True, False), (sample.audio, False, True)):
+        by_labels = self.by_labels
+        for sample in self.everything:
+            picture = None if by_labels and not sample.labels else sample.image
+            for path, image, audio in ((picture, True, False), (sample.audio, False, True)):
                 if path is not None:
                     labels = sample.labels if image else ()
                     one = Sample(sample.set, sample.group, path if image else None, path if audio else None, (), labels)
@@ -204,7 +236,8 @@ class TrainSource:
 @dataclass(eq=False)
 class EvalSource:
     """Texts, pictures and recordings one by one, and what they belong to. ``names``: of the sets; ``notes``: what is
-    missing of them, for the tables; ``label_names``: those that training knows."""
+    missing of them, for the tables; ``label_names``: those that training knows; ``teachers``: as in ``TrainSource``, of
+    pictures and recordings."""
 
     rows: Sequence[Row]
     media: Media
@@ -213,6 +246,7 @@ class EvalSource:
     groups: np.ndarray | None = None
     mix: Mix | None = None
     label_names: Sequence[str] = ()
+    teachers: Stores = field(default_factory=dict)
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -231,10 +265,11 @@ class EvalSource:
     def _shown(self, row: Row) -> dict[str, Any]:
         if isinstance(row.content, str):
             return {"ids": self.media.tokenizer.encode(row.content)[0]}
+        told = _stored(f"teacher_{row.modality}", self.teachers.get(row.modality), row.content, self.media.keys)
         if row.modality == "image":
             labels = {"labels": np.isin(self.label_names, row.labels)} if self.label_names else {}
-            return {"pixels": self.media.picture(row.content, None), **labels}
-        return {"mel": self.media.sound(row.content, None)}
+            return {"pixels": self.media.picture(row.content, None), **labels, **told}
+        return {"mel": self.media.sound(row.content, None), **told}
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
         return collate(examples, self.media.tokenizer.pad)
@@ -259,18 +294,29 @@ class EvalSource:
         return self.collate([{"group": i, "ids": self.media.tokenizer.encode(t)[0]} for i, t in enumerate(texts)])
 
 
-def collate(examples: Sequence[Mapping[str, Any]], pad: int) -> Batch:
-    """Examples side by side, padded to the longest; a modality that none of them has is left out."""
+def _stored(
+    name: str, store: features.FeatureSource | None, content: str | Path, keys: Mapping[Path, str]
+) -> dict[str, np.ndarray]:
+    """What a store holds of a text or a file, under this name; nothing without a store."""
+    if store is None:
+        return {}
+    key = store.key(content) if isinstance(content, str) else keys[content]
+    return {name: store.get(key).pooled.astype(np.float32)}
+
+
+def collate(examples: Sequence[Mapping[str, Any]], pad: int, likes: Sequence[Mapping[str, Any]] = ()) -> Batch:
+    """Examples side by side, padded to the longest. What neither they nor ``likes`` have is left out; what only
+    ``likes`` have is there, and empty."""
     batch: Batch = {
         "group": torch.tensor([int(example["group"]) for example in examples]),
         "has": torch.tensor([[NAMES[m] in example for m in MODALITIES] for example in examples]),
     }
     for name, empty in (("ids", pad), ("mel", 0)):
-        found = [np.asarray(example[name]) for example in examples if name in example]
-        if found:
-            length = max(len(one) for one in found)
+        like = next((np.asarray(one[name]) for one in (*examples, *likes) if name in one), None)
+        if like is not None:
+            length = max((len(example[name]) for example in examples if name in example), default=1)
             kind = np.int64 if name == "ids" else np.float32
-            values = np.full((len(examples), length, *found[0].shape[1:]), empty, kind)
+            values = np.full((len(examples), length, *like.shape[1:]), empty, kind)
             mask = np.zeros((len(examples), length), bool)
             for row, example in enumerate(examples):
                 if name in example:
@@ -278,8 +324,8 @@ def collate(examples: Sequence[Mapping[str, Any]], pad: int) -> Batch:
                     mask[row, : len(example[name])] = True
             batch[name], batch[f"{name}_mask"] = torch.from_numpy(values), torch.from_numpy(mask)
     for name in ("pixels", "labels", *(f"{kind}_{m}" for kind in ("target", "teacher") for m in MODALITIES)):
-        if any(name in example for example in examples):
-            like = next(example[name] for example in examples if name in example)
+        like = next((one[name] for one in (*examples, *likes) if name in one), None)
+        if like is not None:
             stacked = np.stack([example.get(name, np.zeros_like(like)) for example in examples])
             batch[name] = torch.from_numpy(stacked)
     return batch

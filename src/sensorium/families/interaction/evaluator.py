@@ -5,6 +5,7 @@ Legend: N rows of the split, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import TypeAlias
@@ -52,9 +53,10 @@ class InteractionEvaluator:
         found = {"z": z.float()}
         if task.stage == UNIMODAL:
             rows = task.unimodal_losses(batch)
-            parts = [rows[name] for name in ("image", "audio") if name in rows]
+            there = [name for name in ("image", "audio") if name in rows]
             zero = torch.zeros(len(z), device=z.device)
-            found["own"] = torch.stack([zero, *parts]).sum(dim=0)
+            found["own"] = torch.stack([zero, *(rows[name] for name in there)]).sum(dim=0)
+            found["own/used"] = torch.stack([zero.bool(), *(rows[f"{name}/used"] for name in there)]).any(dim=0)
         return found
 
     def score(self, collected: Mapping[str, Tensor], source: Source, task: nn.Module, *, final: bool) -> Evaluation:
@@ -98,15 +100,13 @@ class InteractionEvaluator:
 
     @torch.no_grad()
     def _loss(self, collected: Mapping[str, Tensor], source: EvalSource, task: InteractionTask) -> float:
-        """Of the first stage the towers' own, of the others the contrastive one, ``evaluate.batch_size`` pairs at a
-        time."""
+        """Of the first stage the towers' own, NaN where no row has one; of the others the contrastive one,
+        ``evaluate.batch_size`` pairs at a time."""
         if task.stage == UNIMODAL:
-            kinds = [
-                collected["own"][[row.modality == m for row in source.rows]].mean()
-                for m in ("image", "audio")
-                if any(row.modality == m for row in source.rows)
-            ]
-            return float(torch.stack(kinds).sum())
+            kinds = [torch.tensor([row.modality == m for row in source.rows]) for m in ("image", "audio")]
+            used = [kind & collected["own/used"] for kind in kinds]
+            own = [float(collected["own"][rows].mean()) for rows in used if bool(rows.any())]
+            return sum(own) if own else math.nan
         values: dict[str, list[tuple[float, int]]] = {}
         temperatures = task.model.temperatures
         device = next(temperatures.parameters()).device

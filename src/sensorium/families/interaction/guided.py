@@ -1,4 +1,4 @@
-"""What the training guide of `interaction` speaks of: the keys of its ``config.yaml``, and its four data sets."""
+"""What the training guide of `interaction` speaks of: the keys of its ``config.yaml``, and its data sets."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from sensorium.families.interaction.data import EvalSource, TrainSource
 
 SETS = ("coco", "clotho", "audiocaps", "voxceleb")
 """Names of the data sets: of their readers, and of their folders below ``paths.data_root``."""
+
+JUDGED = ("esc50",)
+"""Likewise, of those that serve the evaluation alone."""
 
 DEMO: dict[str, Any] = {
     "model": {"text": {"word_vectors": "none", "tokenizer": "learn"}, "use_checkpoint": False},
@@ -101,7 +104,7 @@ class Place:
 
 def look(data_root: Path) -> list[Place]:
     """The guide's data sets below a folder. One that is there must be whole: raises DataError where it is not."""
-    return [_place(name, data_root / name) for name in SETS]
+    return [_place(name, data_root / name) for name in (*SETS, *JUDGED)]
 
 
 def _place(name: str, root: Path) -> Place:
@@ -115,8 +118,10 @@ def _place(name: str, root: Path) -> Place:
 
 
 def settings_of(places: Sequence[Place]) -> dict[str, Any]:
-    """The data sets that are there, as settings of a run."""
+    """The data sets that are there, as settings of a run; empty where there is none to train on."""
     there = [place for place in places if place.data is not None]
+    if all(place.name in JUDGED for place in there):
+        return {}
     return {place.name: {"reader": place.name, "root": str(place.root)} for place in there}
 
 
@@ -146,7 +151,7 @@ def used(found: Sources, names: Sequence[str]) -> list[dict[str, Any]]:
     assert isinstance(train, TrainSource)
     counted: list[dict[str, Any]] = []
     for number, name in enumerate(names):
-        mine = [sample for sample in train.samples if sample.set == number]
+        mine = [sample for sample in train.everything if sample.set == number]
         counts: dict[str, Any] = {
             "pictures": len({sample.image for sample in mine} - {None}),
             "recordings": len({sample.audio for sample in mine} - {None}),

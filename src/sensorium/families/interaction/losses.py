@@ -44,6 +44,9 @@ def contrast(
     everyone = mine
     if everywhere and world_size() > 1:
         known = gather_rows(torch.stack([groups, *(has[m].long() for m in names)], dim=1))
+        # What no row has anywhere would get gradients of zero in place of none, and the optimizer would move it.
+        there = [True, *known[:, 1:].any(dim=0).tolist()]
+        known, names = known[:, there], [m for m, any_row in zip(names, there[1:], strict=True) if any_row]
         vectors = gather_rows(torch.cat([z[m] for m in names], dim=1)).chunk(len(names), dim=1)
         everyone = {m: Side(vectors[i], known[:, 0], known[:, 1 + i].bool()) for i, m in enumerate(names)}
     found: dict[str, Tensor] = {}

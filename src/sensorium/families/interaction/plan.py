@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,8 +132,7 @@ class TowerEncoder:
 
     def encode(self, prepared: Sequence[np.ndarray]) -> list[Encoded]:
         """Each pass has as many rows, and each sample a length of its own: so neighbours change nothing."""
-        step = {"text": 16, "image": 1, "audio": 64}[self.modality]
-        lengths = [len(one) if self.modality == "image" else -(-len(one) // step) * step for one in prepared]
+        lengths = [self._length(one) for one in prepared]
         found: dict[int, Encoded] = {}
         for length in sorted(set(lengths)):
             mine = [number for number, other in enumerate(lengths) if other == length]
@@ -143,6 +141,14 @@ class TowerEncoder:
                 for place, row in enumerate(real):
                     found[mine[row]] = Encoded(np.zeros((0, 1), np.float32), vectors[place])
         return [found[number] for number in range(len(prepared))]
+
+    def _length(self, prepared: np.ndarray) -> int:
+        """Of few different ones, so that many samples are encoded together."""
+        if self.modality == "image":
+            return len(prepared)
+        if self.modality == "text":
+            return min(-(-len(prepared) // 16) * 16, self.media.tokenizer.max_tokens)
+        return -(-len(prepared) // 64) * 64
 
     def _pass(self, arrays: Sequence[np.ndarray], length: int) -> np.ndarray:
         name = NAMES[self.modality]
@@ -157,14 +163,11 @@ class TowerEncoder:
 
 def _targets(begin: Begin, model: InteractionModel, source: TrainSource) -> tuple[Stores, dict[Modality, Tensor]]:
     """The stores of the targets of each modality, and the means over the training samples."""
-    data = begin.config.data
-    assert isinstance(data, DataConfig)
-    root = Path(data.cache).expanduser() if data.cache else features.default_root()
     stores: dict[Modality, features.FeatureSource] = {}
     means: dict[Modality, Tensor] = {}
     for modality, distinct in contents_of(source.samples).items():
         if distinct:
             encoder = TowerEncoder(modality, model, source.media, begin)
-            stores[modality], mean = pooled_store(encoder, distinct, root, begin.host, "targets")
+            stores[modality], mean = pooled_store(encoder, distinct, begin.config, begin.host, "targets")
             means[modality] = torch.from_numpy(mean)
     return stores, means

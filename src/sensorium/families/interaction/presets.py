@@ -56,7 +56,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "checkpoint": _BEST_BY_R_SUM,
         "loader": {"workers": 4},
     },
-    # Minutes on two CPU cores, a few thousand pictures: what the demonstration trains.
+    # Minutes on two CPU cores, on a few thousand pictures that come as packages.
     "small": {
         "model": {
             "size": "custom",

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from sensorium.data.items import Modality
-from sensorium.data.media import load_audio
+from sensorium.data.media import load_audio, to_rgb
 from sensorium.data.pictures import Pictures
 from sensorium.errors import DataError
 from sensorium.families.interaction.data import RESIZE, collate, middle
@@ -85,10 +85,11 @@ class Processor:
         return np.asarray(self.tokenizer.encode(str(text))[0])
 
     def _pixels(self, picture: object) -> np.ndarray:
+        pictures = Pictures(round(self.side * RESIZE), None)
         if isinstance(picture, Image.Image):
-            image = picture.convert("RGB")
+            image = pictures.small(_rgb(picture))
         else:
-            image = Pictures(round(self.side * RESIZE), None).load(Path(str(picture)), "")
+            image = pictures.load(Path(str(picture)), "")
         return np.asarray(middle(image, self.side), np.uint8).transpose(2, 0, 1)
 
     def _frames(self, sound: object) -> np.ndarray:
@@ -98,6 +99,13 @@ class Processor:
         stored = frames.astype(np.float16).astype(np.float32)  # as the cache keeps them
         standard: np.ndarray = (stored - self.mean) / self.std
         return standard
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    try:
+        return to_rgb(picture)
+    except ValueError as error:
+        raise DataError(f"a picture cannot be used ({error})") from None
 
 
 def statistics(values: Sequence[float]) -> np.ndarray:

@@ -115,11 +115,13 @@ def _first_texts(texts: Mapping[tuple[str, str | Path], Item]) -> dict[tuple[str
 
 
 def require_apart(sets: Sequence[DataSet]) -> None:
-    """Raise DataError when a picture or recording, or a group, stands in the training part and in another one."""
+    """Raise DataError when a picture or recording, of whichever set, or a group stands in the training part and in
+    another one."""
+    files: dict[str | Path, Split] = {}
     for one in sets:
-        seen: dict[str | Path, Split] = {}
+        groups: dict[str | Path, Split] = {}
         for item in one.items:
-            for content in (f"group {item.group}", item.image, item.audio):
+            for content, seen in ((f"group {item.group}", groups), (item.image, files), (item.audio, files)):
                 if content is not None and seen.setdefault(content, item.split) != item.split:
                     raise DataError(
                         f"{one.name}: {content} stands in {seen[content]} and in {item.split}; what is tested must not "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,30 +43,40 @@ def sources(config: RunConfig, host: Host) -> Sources:
     train = samples(sets, numbers, labels)
     if not train:
         raise DataError(f"no training samples in {', '.join(str(one.root) for one in sets)}")
-    held = {"val": rows(sets, numbers, "val", data.validation_groups), "test": rows(sets, numbers, "test")}
-    root = Path(data.cache).expanduser() if data.cache else features.default_root()
-    media, bad = _media(config, host, root, places, train, [row for part in held.values() for row in part])
+    known = aligned(train)  # an embedding that was never compared with another modality's says nothing
+    whole = {"val": rows(sets, numbers, "val", data.validation_groups), "test": rows(sets, numbers, "test")}
+    held = {split: [row for row in part if row.modality in known] for split, part in whole.items()}
+    media, bad = _media(config, host, places, train, [row for part in held.values() for row in part])
     train = [sample for sample in train if str(sample.audio) not in bad]
-    if len({sample.modalities for sample in train}) == 1 and len(train[0].modalities) < 2:
+    paired = [sample for sample in train if len(sample.modalities) > 1]
+    if not paired:
         raise DataError("every training sample has one modality alone, so nothing can be aligned; give captioned data")
     for split, part in held.items():
         broken = [row.content for row in part if str(row.content) in bad]
         if broken:  # a table over fewer samples would not be the table
             raise DataError(f"{split}: {broken[0]}: {bad[str(broken[0])]}")
-    source = TrainSource(train, media, tuple(labels), _mix(data, train))
-    source.teachers, source.teacher_means = _teachers(config, host, root, train)
+    source = TrainSource(paired, media, tuple(labels), _mix(data, paired))
+    source.others = [sample for sample in train if len(sample.modalities) == 1]
+    source.teachers, source.teacher_means = _teachers(config, host, train, held["val"])
     alone = source.alone() if model.stages.unimodal.share else None
-    for line in _counts(list(data.sets), train, held):
+    for line in (*_counts(list(data.sets), train, held), *_objectives(config, source, known)):
         host.say(line)
     names, notes = (
         list(data.sets),
         [f"{name}: {note}" for name, one in zip(data.sets, sets, strict=True) for note in one.notes],
     )
-    parts = {
+    judged = {
         split: EvalSource(part, media, names, notes, label_names=tuple(labels)) if part else None
         for split, part in held.items()
     }
-    return Sources(source, parts["val"], parts["test"], {} if alone is None else {UNIMODAL: alone}, source)
+    if judged["val"] is not None:
+        judged["val"].teachers = source.teachers
+    return Sources(source, judged["val"], judged["test"], {} if alone is None else {UNIMODAL: alone}, source)
+
+
+def aligned(train: Sequence[Sample]) -> set[Modality]:
+    """The modalities that occur together with another one."""
+    return {m for sample in train if len(sample.modalities) > 1 for m in sample.modalities}
 
 
 def facts(config: RunConfig, found: Sources) -> dict[str, Any]:
@@ -79,10 +89,15 @@ def facts(config: RunConfig, found: Sources) -> dict[str, Any]:
         "labels": list(train.label_names),
         "mel_mean": train.media.mean.tolist(),
         "mel_std": train.media.std.tolist(),
-        "modalities": sorted({m for sample in train.samples for m in sample.modalities}),
+        "modalities": sorted(aligned(train.samples)),
         "sets": sorted(data.sets),
         "teachers": {m: mean.tolist() for m, mean in train.teacher_means.items()},
     }
+
+
+def cache_root(data: DataConfig) -> Path:
+    """Folder of the caches."""
+    return Path(data.cache).expanduser() if data.cache else features.default_root()
 
 
 def _sections(config: RunConfig) -> tuple[DataConfig, ModelConfig]:
@@ -117,12 +132,14 @@ def label_numbers(sets: Sequence[DataSet], most: int) -> dict[str, int]:
 
 
 def _media(
-    config: RunConfig, host: Host, root: Path, places: words.Places, train: Sequence[Sample], held: Sequence[Row]
+    config: RunConfig, host: Host, places: words.Places, train: Sequence[Sample], held: Sequence[Row]
 ) -> tuple[Media, Mapping[str, str]]:
     """How samples become arrays, and which recordings cannot."""
     data, model = _sections(config)
-    if places.tokenizer is None:
-        vocabulary = words.learn_vocabulary([text for sample in train for text in sample.captions], model.vocab)
+    root = cache_root(data)
+    captions = [text for sample in train for text in sample.captions]
+    if places.tokenizer is None:  # without captions there is nothing to spell
+        vocabulary = words.learn_vocabulary(captions, model.vocab) if captions else words.Vocabulary(words.SPECIAL)
     else:
         vocabulary = words.read_vocabulary(places.tokenizer, model.vocab)
     paths: dict[str, list[Path]] = {"image": [], "audio": []}
@@ -161,15 +178,7 @@ def _mels(
         return None, {}
     encoder = LogMel(model.mel_bands, data.audio_max_seconds)
     with host.progress("read sound", len(paths)) as advance:
-        options = features.FillOptions(
-            policy=config.loader.bad_samples,
-            rank=host.rank,
-            world_size=host.world,
-            barrier=host.barrier,
-            progress=advance,
-            say=host.say,
-        )
-        store = features.cached(encoder, paths, root, options)
+        store = features.cached(encoder, paths, root, _fill_options(config, host, advance))
     if encoder.truncated:
         host.say(f"{encoder.truncated} recordings were longer than {data.audio_max_seconds:g} s, and cut")
     if len(store.skipped) > config.loader.max_bad:
@@ -186,9 +195,10 @@ def has_teachers(config: RunConfig) -> bool:
 
 
 def _teachers(
-    config: RunConfig, host: Host, root: Path, train: Sequence[Sample]
+    config: RunConfig, host: Host, train: Sequence[Sample], val: Sequence[Row]
 ) -> tuple[Stores, dict[Modality, np.ndarray]]:
-    """The vectors of the frozen encoders of all training samples, from the cache, and their means."""
+    """The vectors of the frozen encoders of all training samples, from the cache, and their means; and of the pictures
+    and recordings of the validation, which is told the loss of the first stage."""
     data, _ = _sections(config)
     stores: dict[Modality, features.FeatureSource] = {}
     means: dict[Modality, np.ndarray] = {}
@@ -200,8 +210,10 @@ def _teachers(
         for modality, distinct in contents_of(train).items():
             name = getattr(data.teachers, modality)
             if name is not None and distinct:
-                encoder = open_encoder(modality, name, options, root, host.device)
-                stores[modality], means[modality] = pooled_store(encoder, distinct, root, host, f"for {name}")
+                encoder = open_encoder(modality, name, options, cache_root(data), host.device)
+                further = [row.content for row in val if row.modality == modality and isinstance(row.content, Path)]
+                found = pooled_store(encoder, distinct, config, host, f"for {name}", further)
+                stores[modality], means[modality] = found
     return stores, means
 
 
@@ -216,16 +228,33 @@ def contents_of(train: Sequence[Sample]) -> dict[Modality, list[str | Path]]:
 
 
 def pooled_store(
-    encoder: features.Encoder, contents: Sequence[str | Path], root: Path, host: Host, purpose: str
+    encoder: features.Encoder,
+    contents: Sequence[str | Path],
+    config: RunConfig,
+    host: Host,
+    purpose: str,
+    further: Sequence[str | Path] = (),
 ) -> tuple[features.FeatureStore, np.ndarray]:
-    """The store of the vectors of some contents, encoded where they are missing, and their mean, float32."""
-    with host.progress(f"encode {encoder.modality} {purpose}", len(contents)) as advance:
-        options = features.FillOptions(
-            rank=host.rank, world_size=host.world, barrier=host.barrier, progress=advance, say=host.say
-        )
-        store = features.cached(encoder, contents, root, options)
-    total = sum(store.get(key).pooled.astype(np.float64) for key in store.keys(contents))
-    return store, np.asarray(total / len(contents), np.float32)
+    """The store of the vectors of some contents, encoded where they are missing, and the mean of those that are not
+    ``further``, float32. What is broken has none, where bad samples are to be skipped."""
+    data, _ = _sections(config)
+    everything = list(dict.fromkeys([*contents, *further]))
+    with host.progress(f"encode {encoder.modality} {purpose}", len(everything)) as advance:
+        store = features.cached(encoder, everything, cache_root(data), _fill_options(config, host, advance))
+    whole = [content for content in contents if str(content) not in store.skipped]
+    total = sum(store.get(key).pooled.astype(np.float64) for key in store.keys(whole))
+    return store, np.asarray(total / max(1, len(whole)), np.float32)
+
+
+def _fill_options(config: RunConfig, host: Host, advance: Callable[[int, int], None]) -> features.FillOptions:
+    return features.FillOptions(
+        policy=config.loader.bad_samples,
+        rank=host.rank,
+        world_size=host.world,
+        barrier=host.barrier,
+        progress=advance,
+        say=host.say,
+    )
 
 
 def _mix(data: DataConfig, train: Sequence[Sample]) -> Mix | None:
@@ -240,7 +269,8 @@ def _mix(data: DataConfig, train: Sequence[Sample]) -> Mix | None:
     given = [one.weight for one in data.sets.values()]
     if all(weight is None for weight in given):
         return Mix(found)
-    missing = [name for name, one in data.sets.items() if one.weight is None]
+    trained = {place for place, _ in kinds}
+    missing = [name for place, (name, one) in enumerate(data.sets.items()) if place in trained and one.weight is None]
     if missing:
         raise ConfigError(f"data.sets.{missing[0]}.weight is not given, but others are; give all weights or none")
     sizes = np.bincount(found)  # a set's weight is shared out among its kinds by their sizes
@@ -251,12 +281,29 @@ def _mix(data: DataConfig, train: Sequence[Sample]) -> Mix | None:
     return Mix(found, tuple(weights))
 
 
+def _objectives(config: RunConfig, source: TrainSource, known: Collection[Modality]) -> Iterator[str]:
+    """What each tower learns by itself, in the first stage, and which have nothing to learn from."""
+    data, model = _sections(config)
+    wanted = {"image": "hidden patches", "audio": "hidden stretches"}
+    if source.by_labels:
+        wanted["image"] = f"{len(source.label_names):,} labels"
+    wanted |= {modality: f"the teacher {getattr(data.teachers, modality)}" for modality in source.teachers}
+    seen = {modality for sample in source.everything for modality in sample.modalities}
+    for modality, noun in _NOUNS.items():
+        if model.stages.unimodal.share and modality in seen and modality != "text":
+            yield f"stage {UNIMODAL}: {noun} learn from {wanted[modality]}"
+        if modality not in known:
+            yield f"no {noun} beside anything else to train on: that tower is not aligned, and {noun} are not judged"
+
+
 def _counts(names: Sequence[str], train: Sequence[Sample], held: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     """A line a set: what is really there."""
     for number, name in enumerate(names):
         mine = [sample for sample in train if sample.set == number]
         texts = sum(len(sample.captions) for sample in mine)
         parts = [f"{len(mine):,} training samples with {texts:,} texts"]
+        if alone := sum(len(sample.modalities) == 1 for sample in mine):
+            parts.append(f"{alone:,} of them have one modality alone, which the first stage is for")
         for split, found in held.items():
             counts = [
                 f"{count:,} {noun}"

@@ -16,15 +16,15 @@ from sensorium import exported
 from sensorium.data import search_index
 from sensorium.data.items import MODALITIES, Modality
 from sensorium.engine.contract import Hit, Host, Loaded
-from sensorium.errors import ConfigError
+from sensorium.errors import CheckpointError, ConfigError
 from sensorium.families.interaction.config import ModelConfig
-from sensorium.families.interaction.data import DataConfig, EvalSource, TrainSource
+from sensorium.families.interaction.data import DataConfig, EvalSource, TeachersConfig, TrainSource
 from sensorium.families.interaction.matching import match_logits
 from sensorium.families.interaction.model import InteractionModel
 from sensorium.families.interaction.portable import read_portable
 from sensorium.families.interaction.processor import Processor, statistics
 from sensorium.families.interaction.samples import Row
-from sensorium.families.interaction.sources import sources
+from sensorium.families.interaction.sources import facts, sources
 from sensorium.families.interaction.task import InteractionTask, embed, encode
 from sensorium.families.interaction.words import Vocabulary, WordTokenizer
 
@@ -153,8 +153,16 @@ class Searcher:
         """Embed every distinct text, picture and recording of the run's data sets; appears by one rename."""
         data = self.loaded.config.data
         assert isinstance(data, DataConfig)
-        whole = data.model_copy(update={"validation_groups": None})
-        found = sources(self.loaded.config.model_copy(update={"data": whole}), Host())
+        config = self.loaded.config
+        whole = data.model_copy(update={"validation_groups": None, "teachers": TeachersConfig()})
+        found = sources(config.model_copy(update={"data": whole}), Host())
+        known = facts(config, found)
+        shown = ("vocabulary", "mel_mean", "mel_std")
+        if changed := [name for name in shown if known[name] != self.loaded.facts[name]]:
+            raise CheckpointError(
+                f"{self.loaded.run}: its data are not those that it was trained on (other: {', '.join(changed)}), so "
+                "that they cannot be searched"
+            )
         train = found.train
         assert isinstance(train, TrainSource)
         held = [row for part in (found.val, found.test) if isinstance(part, EvalSource) for row in part.rows]
@@ -182,7 +190,7 @@ def _of(query: Mapping[str, str]) -> list[Modality]:
 def _rows(source: TrainSource) -> list[Row]:
     """Every text, picture and recording of the training samples once in its group."""
     found: dict[tuple[int, str | Path], Row] = {}
-    for sample in source.samples:
+    for sample in source.everything:
         file = sample.image or sample.audio
         caption = sample.captions[0] if sample.captions else file.name if file else ""
         for modality, contents in (("text", sample.captions), ("image", [sample.image]), ("audio", [sample.audio])):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sensorium.engine.contract import Family, Sources
+from sensorium.engine.contract import Family, Meter, Sources, Table
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import CheckpointError
 from sensorium.families.video_retrieval.config import ModelConfig
@@ -14,6 +14,7 @@ from sensorium.families.video_retrieval.evaluator import VideoEvaluator
 from sensorium.families.video_retrieval.export import write_embeddings, write_hf, write_merged
 from sensorium.families.video_retrieval.model import UnifiedTempMeSTOPModel
 from sensorium.families.video_retrieval.presets import PRESETS
+from sensorium.families.video_retrieval.profile import profile_models
 from sensorium.families.video_retrieval.sources import sources
 from sensorium.families.video_retrieval.task import VideoRetrievalTask, begin_stage, group, sections, stages
 from sensorium.families.video_retrieval.use import Searcher
@@ -37,6 +38,11 @@ def _task(config: RunConfig, facts: Mapping[str, Any]) -> VideoRetrievalTask:
     return VideoRetrievalTask(UnifiedTempMeSTOPModel(model, data.datatype), config.train.micro_batches)
 
 
+def _profile(config: RunConfig, meter: Meter) -> Table:
+    model, data = sections(config)
+    return profile_models(model, data.datatype, meter)
+
+
 FAMILY = Family(
     name="video_retrieval",
     summary="text-video retrieval on CLIP: TempMe token merging, STOP prompts, or both in one pass",
@@ -52,5 +58,6 @@ FAMILY = Family(
     evaluator=VideoEvaluator,
     accumulation="inside-task",
     use=Searcher,
+    profile=_profile,
     exports={"hf": write_hf, "merged": write_merged, "embeddings": write_embeddings},
 )

@@ -47,8 +47,8 @@ class LossConfig(Section):
     )
     negatives: Literal["effective", "micro"] = Field(
         "effective",
-        description="With `train.micro_batches` above 1: all rows of a step meet in one loss (GradCache), or only those "
-        "of one micro-batch.",
+        description="With `train.micro_batches` above 1: all rows of a step meet in one loss (GradCache), or only "
+        "those of one micro-batch.",
     )
     logit_scale: Literal["frozen", "learned"] = Field(
         "frozen", description="Factor of the cosines: 100, or learned with the towers (needs `model.train_clip`)."

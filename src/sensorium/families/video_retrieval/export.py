@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from sensorium import exported
-from sensorium.engine import checkpoint
 from sensorium.engine.contract import Loaded
 from sensorium.families.video_retrieval.clip import to_hf
 from sensorium.families.video_retrieval.shape import ClipShape
@@ -57,8 +56,8 @@ def write_merged(loaded: Loaded, folder: Path) -> str:
     assert isinstance(loaded.task, VideoRetrievalTask)
     model = copy.deepcopy(loaded.task.model)
     model.fold_lora()
-    tensors = {name: tensor.detach().contiguous() for name, tensor in to_hf(model.clip).items()}
-    checkpoint.write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    tensors = to_hf(model.clip)
+    exported.write_tensors(folder, tensors)
     write_json(folder / "config.json", clip_config(model.clip.shape))
     words = Searcher(loaded).media.words
     write_file(folder / "tokenizer.json", words.tokenizer.to_str().encode())

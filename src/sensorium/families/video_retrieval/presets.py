@@ -91,7 +91,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "train_clip": True,
             "frames": 8,
             "words": 40,  # bytes
-            "groups": {1: 2, 2: 2, 3: 2},
+            "groups": {"1": 2, "2": 2, "3": 2},
             "frame_merge": 1,
             "cut_cross_pct": 30,
             "cut_inside_pct": 10,

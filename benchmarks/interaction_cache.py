@@ -1,0 +1,199 @@
+"""What the feature cache saves `interaction`: vectors to be predicted, stored against encoded anew in each step.
+
+    OMP_NUM_THREADS=1 python benchmarks/interaction_cache.py
+
+"targets" are what stage 3 wants predicted: vectors of the model as it was when the stage began (the guide's size tiny).
+"teachers" are what stage 2 wants predicted: vectors of frozen encoders of the real classes and sizes (E5-small, CLIP
+ViT-B/32, Whisper-tiny at its 30 s window) with random weights. JPEGs of 500 x 375, captions of 11 words, recordings of
+10 s, all three in each row, 32 rows a batch.
+
+Supply: rows a second of the vectors alone. Live counts decoding and preprocessing, and gives what the cache holds.
+Epochs: steps of the stage with loading, in 4 chunks with checkpointing as in the guide. "live" encodes what the cache
+would hold (middle squares, whole recordings); "own views" the crops that the step trains on, which are decoded already.
+Such a step is worth five forward passes, "own views" are one more: so beside them an epoch of stage 3 gains at most 1.2
+times, and epochs are not asserted. On a CPU, seconds are processor time. Ends with an error if stored vectors of any
+modality come less than 20 times as fast as live ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import clock, machine, median, side_by_side, spread, table
+from feature_cache import make_data, make_encoders
+from torch import Tensor, nn
+
+from sensorium import families
+from sensorium.data.feature_fill import load
+from sensorium.data.features import Encoder
+from sensorium.data.items import MODALITIES, Modality
+from sensorium.engine import optim, settings
+from sensorium.engine.contract import Begin, Host, Stage
+from sensorium.engine.stages import learnable, select
+from sensorium.families.interaction.data import Stores, TrainSource
+from sensorium.families.interaction.model import InteractionModel
+from sensorium.families.interaction.plan import TowerEncoder, begin_stage
+from sensorium.families.interaction.sources import ALIGN, FULL, contents_of
+from sensorium.families.interaction.task import InteractionTask, embed
+from sensorium.parts.encoders import EncoderOptions, open_encoder
+
+BATCH, SECONDS, PASSES, WANTED = 32, 10, 50, 20
+CLOSE = 1e-3  # relative in norm; the cache holds float16
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FAMILY = families.load("interaction")
+TEACHERS: dict[Modality, str] = {"text": "e5-small", "image": "clip", "audio": "whisper"}
+STAGES = {"targets": FULL, "teachers": ALIGN}
+SUPPLY = [("supply", what, way) for what in STAGES for way in ("cached", "live")]
+EPOCHS = [("epoch", "targets", "own views"), *(("epoch", what, way) for _, what, way in SUPPLY)]
+
+
+@dataclass
+class Run:
+    """A run whose stage has begun; ``stores`` hold what it wants predicted, ``encoders`` encode the same anew."""
+
+    config: settings.RunConfig
+    stage: Stage
+    source: TrainSource
+    task: InteractionTask
+    start: InteractionModel
+    stores: Stores
+    encoders: Mapping[Modality, Encoder]
+
+    def batches(self) -> list[list[int]]:
+        return [list(range(first, first + BATCH)) for first in range(0, len(self.source), BATCH)]
+
+    def contents(self, numbers: Sequence[int]) -> Mapping[Modality, Sequence[str | Path]]:
+        return contents_of([self.source.samples[number] for number in numbers])
+
+
+def open_run(folder: Path, what: str) -> Run:
+    """Fills the cache with ``what`` is wanted, where that was not done yet."""
+    names = {m: str(folder / name) for m, name in TEACHERS.items()}
+    sets = {"made": {"reader": "native", "root": str(folder / "data")}}
+    data = {"sets": sets, "teachers": names if what == "teachers" else {}, "cache": str(folder / "cache")}
+    model = {"size": "tiny", "embed_dim": None, "text": {"word_vectors": "none", "tokenizer": "learn"}}
+    config = settings.resolve(FAMILY, "guide", {"model": model, "data": data, "train": {"precision": "fp32"}})
+    found = FAMILY.sources(config, host := Host(device=DEVICE))
+    torch.manual_seed(0)
+    task: Any = FAMILY.task(config, FAMILY.facts(config, found))
+    source: Any = found.train
+    [stage] = [stage for stage in FAMILY.stages(config) if stage.name == STAGES[what]]
+    begin_stage(task, begin := Begin(stage, config, found.shared, host, task.state_dict))
+    start = copy.deepcopy(task.model)
+    if what == "targets":
+        towers = {m: TowerEncoder(m, start, source.media, begin) for m in MODALITIES}
+        return Run(config, stage, source, task.to(DEVICE), start, source.targets, towers)
+    options = EncoderOptions(features="pooled")
+    frozen = {m: open_encoder(m, name, options, folder / "cache", DEVICE) for m, name in names.items()}
+    return Run(config, stage, source, task.to(DEVICE), start, source.teachers, frozen)
+
+
+def vectors(run: Run, modality: Modality, contents: Sequence[str | Path], *, cached: bool) -> Tensor:
+    """What is to be predicted, ``[B, W]``."""
+    store, encoder = run.stores[modality], run.encoders[modality]
+    if cached:
+        keys = [store.key(one) if isinstance(one, str) else run.source.media.keys[one] for one in contents]
+        found = [store.get(key).pooled.astype(np.float32) for key in keys]
+    else:
+        found = [one.pooled for one in encoder.encode([load(encoder, one) for one in contents])]
+    return torch.from_numpy(np.stack(found)).to(DEVICE)
+
+
+def supply(run: Run, way: str) -> dict[str, float]:
+    """Rows a second by modality, and of all. Ends the benchmark where vectors are not those of the cache."""
+    parts, cached = [run.contents(numbers) for numbers in run.batches()], way == "cached"
+    found, total, passes = {}, 0.0, PASSES if cached else 1
+    for m in MODALITIES:
+        stored, mine = (vectors(run, m, parts[0][m], cached=one) for one in (True, cached))
+        if (difference := float((mine - stored).norm() / stored.norm())) > CLOSE:
+            raise SystemExit(f"{m}: vectors are {difference:.1e} from those of the cache, relative in norm")
+        begun = clock()
+        for part in parts * passes:
+            vectors(run, m, part[m], cached=cached)
+        seconds = (clock() - begun) / passes
+        total, found[str(m)] = total + seconds, len(run.source) / seconds
+    return {**found, "all": len(run.source) / total}
+
+
+def epoch(run: Run, way: str) -> dict[str, float]:
+    """Rows a second of bare steps (loading, forward, backward, clip, AdamW), after a first one that does not count."""
+    chosen = select(learnable(run.task), run.stage)
+    optimizer = optim.build(chosen, FAMILY.group, run.config.optim, run.stage.lr_scales)
+    run.task.train()
+    wanted = "target" if run.stage.name == FULL else "teacher"
+    if way != "cached":  # then no sample brings them
+        run.source.targets = run.source.teachers = {}
+    begins = []
+    for numbers in [run.batches()[0], *run.batches()]:
+        begins.append(clock())
+        examples = [run.source.example(number, number) for number in numbers]
+        batch = {name: tensor.to(DEVICE) for name, tensor in run.source.collate(examples).items()}
+        if way == "live":
+            contents = run.contents(numbers)
+            batch |= {f"{wanted}_{m}": vectors(run, m, contents[m], cached=False) for m in MODALITIES}
+        if way == "own views":
+            with torch.no_grad():
+                batch |= {f"{wanted}_{m}": z for m, z in embed(run.start, batch).items()}
+        run.task(batch).loss.backward()
+        nn.utils.clip_grad_norm_(chosen.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"rows": len(run.source) / (clock() - begins[1])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, default=2, help="of 32 rows")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--arm", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if given.arm:
+        (work, what, way), measure = given.arm, {"supply": supply, "epoch": epoch}
+        print(json.dumps(measure[work](open_run(given.folder, what), way)))
+        return
+    rows = BATCH * given.batches
+    with tempfile.TemporaryDirectory() as name:
+        (folder := Path(name)).joinpath("data").mkdir()
+        make_data(folder / "data", rows, SECONDS)
+        make_encoders(folder)
+        filled = []
+        for what in STAGES:
+            begun = clock()
+            run = open_run(folder, what)
+            filled.append(f"{rows / (clock() - begun):.2f} rows/s of {what}")
+        for number in range(rows):
+            run.source.example(number, 0)  # writes the small copies of pictures that all arms then read
+        arms = [("--folder", name, "--arm", *arm) for arm in SUPPLY + EPOCHS]
+        found = dict(zip(SUPPLY + EPOCHS, side_by_side(__file__, arms, given.repeats), strict=True))
+    print(machine())
+    print(f"{rows} rows; filling the cache, once, with opening the run: {'; '.join(filled)}")
+    lines, gains = [], []
+    for what in STAGES:
+        cached, live = found["supply", what, "cached"], found["supply", what, "live"]
+        for m in (*MODALITIES, "all"):
+            gains.append(median(cached, m) / median(live, m))
+            lines.append((what, m, spread(cached, m), spread(live, m), f"{gains[-1]:.0f}"))
+    print(table(("supply of", "modality", "cached rows/s", "live rows/s", "cached is faster by"), lines), end="\n\n")
+    lines = []
+    for work, what, way in EPOCHS:
+        gain = median(found[work, what, "cached"], "rows") / median(found[work, what, way], "rows")
+        lines.append((STAGES[what], what, way, spread(found[work, what, way], "rows"), f"{gain:.2f}"))
+    print(table(("epoch of stage", "wanted", "way", "rows/s", "cached is faster by"), lines))
+    if min(gains) < WANTED:
+        raise SystemExit(f"stored vectors come {min(gains):.1f} times as fast as live ones; {WANTED} is wanted")
+
+
+if __name__ == "__main__":
+    main()
