@@ -85,15 +85,15 @@ class EvaluationKeys(EvaluationConfig):
     select_by: Literal["r_sum", "t2v_R1", "v2t_R1", "loss"] | None = None
 
 
-def _keys(name: str, section: type[Section], without: frozenset[str], **more: Any) -> type[Section]:
-    """A section with the fields of another one, but for some."""
-    fields = {key: (info.annotation, info) for key, info in section.model_fields.items() if key not in without}
-    return create_model(name, __base__=Section, **fields, **more)
+def _without(section: type[Section], names: frozenset[str]) -> dict[str, Any]:
+    """The fields of a section but for some, to make another one of."""
+    return {key: (info.annotation, info) for key, info in section.model_fields.items() if key not in names}
 
 
-ModelKeys = _keys("ModelKeys", ModelConfig, frozenset({"mode", "trained", "loss"}))
-_ELSEWHERE = frozenset({"datatype", "train", "val", "test", "protocol", "evaluation"})
-DataKeys = _keys("DataKeys", DataConfig, _ELSEWHERE, bad_videos=(Literal["raise", "skip"], "raise"))
+_OF_MODEL = _without(ModelConfig, frozenset({"mode", "trained", "loss"}))
+_OF_DATA = _without(DataConfig, frozenset({"datatype", "train", "val", "test", "protocol", "evaluation"}))
+ModelKeys = create_model("ModelKeys", __base__=Section, **_OF_MODEL)
+DataKeys = create_model("DataKeys", __base__=Section, bad_videos=(Literal["raise", "skip"], "raise"), **_OF_DATA)
 
 
 class UnifiedModelConfig(Section):
