@@ -5,8 +5,8 @@
     python run_training.py --demo
 
 Values come from config.yaml beside this script, or from --config FILE; a flag that is given wins. Every data set that
-lies below --data-root is used, ESC-50 for the evaluation alone. --demo needs no data and no network: 256 embedded items, size tiny, 3 epochs and
-learning rate 1e-3 unless given. Paths are relative to the current folder.
+lies below --data-root is used, ESC-50 for the evaluation alone. --demo needs no data and no network: 256 embedded
+items, size tiny, 3 epochs and learning rate 1e-3 unless given. Paths are relative to the current folder.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ class Lines:
                 self.say("  ".join(map(str, row)), shown=False)
         if not sets:
             raise errors.ConfigError(
-                f"no data set to train on in {data_root}: `python download_datasets.py --datasets {' '.join(guided.SETS[:3])} "
-                f"--data-root {data_root}` fetches some, --demo trains without"
+                f"no data set to train on in {data_root}: `python download_datasets.py --datasets "
+                f"{' '.join(guided.SETS[:3])} --data-root {data_root}` fetches some, --demo trains without"
             )
         return sets
 

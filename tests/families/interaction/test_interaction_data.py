@@ -18,11 +18,11 @@ import torch
 
 import sensorium
 from sensorium import families
-from sensorium.data import readers, trees
+from sensorium.data import features, readers, trees
 from sensorium.data.manage import write_tree
 from sensorium.engine import checkpoint, loop, settings
 from sensorium.engine.contract import Host, Sources
-from sensorium.errors import CheckpointError, DataError
+from sensorium.errors import CheckpointError, ConfigError, DataError
 from sensorium.families.interaction.data import DataConfig, EvalSource, TrainSource
 from sensorium.families.interaction.evaluator import InteractionEvaluator
 from sensorium.families.interaction.sources import ALIGN, UNIMODAL
@@ -237,6 +237,16 @@ def test_a_teacher_is_followed_in_the_validation_too(roots: dict[str, Path]) -> 
     assert loss_of(config, task, only_rows(found.val, rows)) != before
     tested = [n for n, row in enumerate(found.test.rows) if row.modality == "image"]
     assert math.isnan(loss_of(config, task, only_rows(found.test, tested)))  # nobody asked the teacher
+
+
+def test_a_teacher_that_cannot_be_reached_is_said_before_anything_slow(
+    roots: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "cached", lambda *_: pytest.fail("something was encoded"))
+    with pytest.raises(ConfigError, match="audio encoder 'package:nothing'"):
+        of(roots, data={"teachers": {"audio": "package:nothing"}})
+    with pytest.raises(ConfigError, match=r"data\.teachers\.audio is 'random:audio', but there are no recordings"):
+        of({"coco": roots["coco"]}, data={"teachers": {"audio": "random:audio"}})
 
 
 # --- broken samples
