@@ -87,6 +87,7 @@ def facts(config: RunConfig, found: Sources) -> dict[str, Any]:
     return {
         "vocabulary": train.media.tokenizer.vocabulary.values(),
         "labels": list(train.label_names),
+        "by_labels": train.by_labels,
         "mel_mean": train.media.mean.tolist(),
         "mel_std": train.media.std.tolist(),
         "modalities": sorted(aligned(train.samples)),
