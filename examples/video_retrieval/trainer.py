@@ -256,9 +256,7 @@ class Files(guide.EpochFiles):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """But for the file that the run begins with: it stays where it is, other processes may read it later."""
-        every = (*super().paths, self.folder / "config.json", self.started_from)
-        return tuple(path for path in every if self.origin is None or path.absolute() != Path(self.origin).absolute())
+        return *super().paths, self.folder / "config.json", self.started_from
 
     @property
     def started_from(self) -> Path:

@@ -24,7 +24,7 @@ from sensorium.engine import checkpoint, loop, portable, session
 from sensorium.engine.seeds import reseed
 from sensorium.errors import CheckpointError, ConfigError, DataError
 from sensorium.families.video_retrieval import FAMILY
-from sensorium.families.video_retrieval.data import EvalSource
+from sensorium.families.video_retrieval.data import Media
 
 OUT = Path("checkpoints/unified_model")
 
@@ -221,6 +221,9 @@ def test_another_mode_begins_a_new_run_with_the_weights(joint: tuple[Path, str],
     assert not (OUT / "checkpoint_epoch_3.pth").exists()
     loaded = session.open_run(FAMILY, OUT / "run")
     assert loaded.task.model.active_parts == {"stop", "tempme"}
+    with modules() as load:
+        model = load("unified_model").load_unified_model(OUT / "final_model.pth")
+    assert model.active_parts == {"stop", "tempme"}  # not those of its mode alone
 
 
 def test_what_a_run_learns_cannot_be_changed(here: Path, script: Script) -> None:
@@ -295,11 +298,6 @@ def snippets() -> list[str]:
 def test_every_snippet_of_the_readme(
     here: Path, load: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[int] = []
-    example = EvalSource.example
-    monkeypatch.setattr(
-        EvalSource, "example", lambda self, n, seed: opened.append(self.opened) or example(self, n, seed)
-    )
     names: dict[str, Any] = {"__name__": "snippets"}
     pieces = [text for text in snippets() if not text.startswith("# distributed")]
     assert len(pieces) == 5
@@ -324,7 +322,7 @@ def test_every_snippet_of_the_readme(
     moved = names["model"].tempme.vision[0].up.detach().clone()
     assert moved.any()
     exec(pieces[2], names)
-    assert not torch.equal(moved, names["model"].tempme.vision[0].up)
+    assert not torch.equal(moved, names["model"].tempme.vision[0].up.cpu())
     capsys.readouterr()
     exec(pieces[3], names)
     assert "CustomUnifiedModel.compute_training_loss knows no groups" in capsys.readouterr().out
@@ -389,13 +387,17 @@ def test_an_own_loss_of_single_parts_is_refused(here: Path, load: Any) -> None:
     trainer(parts.changed({"contrastive": {"negatives": "micro"}}, "test"), Own)
 
 
-def test_batches_of_five(here: Path, load: Any) -> None:
+def test_batches_of_five(here: Path, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load("config").UnifiedModelConfig.from_json("configs/my_training_config.json")
     trainer = load("trainer").UnifiedModelTrainer(
         config, settings={"train": {"device": "cpu"}, "loader": {"workers": 0}}
     )
     train = trainer.train_dataloader
+    seeds: list[int | None] = []
+    video = Media.video
+    monkeypatch.setattr(Media, "video", lambda self, part, seed: seeds.append(seed) or video(self, part, seed))
     epochs = [list(train), list(train)]
+    assert len(set(seeds)) == 16  # other instants each time
     assert [len(batches) for batches in epochs] == [len(train)] * 2 == [2, 2]
     for batch in epochs[0]:
         assert type(batch) is tuple
@@ -404,7 +406,9 @@ def test_batches_of_five(here: Path, load: Any) -> None:
     orders = [torch.cat([batch[2] for batch in batches]) for batches in epochs]
     assert not torch.equal(*orders)
     assert torch.equal(*(torch.unique(order, dim=0) for order in orders))  # each epoch holds all of them
+    seeds.clear()
     held = [list(trainer.val_dataloader) for _ in range(2)]
+    assert set(seeds) == {None}  # always the same ones
     assert all(torch.equal(*pair) for pair in zip(held[0][1], held[1][1], strict=True))
     assert (trainer.sources.test.opened, len(held[0])) == (0, 2)
     found = trainer.evaluate(held[0])
@@ -460,10 +464,13 @@ def test_two_processes_train_as_one(here: Path, script: Script) -> None:
     by_hand = next(text for text in snippets() if text.startswith("# distributed"))
     by_hand = by_hand.replace("UnifiedModelTrainer(config)", "UnifiedModelTrainer(config, settings=QUICK)")
     quick = {"train": {"device": "cpu"}, "loader": {"workers": 0}}
-    ends = "state = torch.cat([p.detach().flatten() for p in model.parameters()])\n"
-    by_hand = by_hand.replace("dist.destroy", f"{ends}torch.save(state, f'state.{{dist.get_rank()}}')\ndist.destroy")
+    by_hand = by_hand.replace("for batch in", "seen = []\nfor batch in")
+    by_hand = by_hand.replace("    optimizer.step()", "    seen.append(batch[2])\n    optimizer.step()")
+    kept = "(torch.cat([p.detach().flatten() for p in model.parameters()]), torch.cat(seen))"
+    by_hand = by_hand.replace("dist.destroy", f"torch.save({kept}, f'state.{{dist.get_rank()}}')\ndist.destroy")
     command = [sys.executable, "-c", RANKS, train, f"QUICK = {quick}\n{by_hand}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.count("codes 0 0") == 2, done.stderr
     assert done.stdout.count("Batch: 8 videos meet in one loss, 7 negatives each") == 1
     answer = script(*MINE, "training.checkpoint_dir=one", "training.num_epochs=1", "training.batch_size=8")
@@ -473,8 +480,10 @@ def test_two_processes_train_as_one(here: Path, script: Script) -> None:
     ways = [Path(name, "run/metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
     losses = [[json.loads(line)["loss"] for line in lines if '"train"' in line] for lines in ways]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    states = [torch.load(f"state.{rank}") for rank in range(2)]
+    states, rows = zip(*(torch.load(f"state.{rank}") for rank in range(2)), strict=True)
     assert torch.equal(*states)
+    assert [len(one) for one in rows] == [4, 4]
+    assert len(torch.unique(torch.cat(rows), dim=0)) == 8  # each has its share
 
 
 # --- pictures
