@@ -29,7 +29,7 @@ def test_readers_are_found_by_the_name_of_their_module() -> None:
         assert name == reader.NAME
         assert reader.SUMMARY
         assert reader.LICENCE
-    with pytest.raises(ConfigError, match="no reader 'cocoa'; there are audiocaps, clotho"):
+    with pytest.raises(ConfigError, match="no reader 'cocoa'; there are activitynet, audiocaps, clotho"):
         readers.read("cocoa")
 
 

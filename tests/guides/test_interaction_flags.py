@@ -241,7 +241,7 @@ def test_the_guides_snippet_to_the_letter(tmp_path: Path) -> None:
     family = families.load("interaction")
     layer = {"model": {"text": {"word_vectors": "none", "tokenizer": "learn"}}}
     config: RunConfig = resolve(family, "guide", layer)
-    facts = {"labels": ["dog"], "mel_mean": [0.0] * 80, "mel_std": [1.0] * 80, "teachers": {}}
+    facts = {"labels": ["dog"], "mel_mean": [0.0] * 80, "mel_std": [1.0] * 80, "teachers": {}, "by_labels": True}
     facts["vocabulary"] = {
         "words": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
         "lowercase": True,

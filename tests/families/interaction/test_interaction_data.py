@@ -18,11 +18,11 @@ import torch
 
 import sensorium
 from sensorium import families
-from sensorium.data import readers, trees
+from sensorium.data import features, readers, trees
 from sensorium.data.manage import write_tree
 from sensorium.engine import checkpoint, loop, settings
 from sensorium.engine.contract import Host, Sources
-from sensorium.errors import CheckpointError, DataError
+from sensorium.errors import CheckpointError, ConfigError, DataError
 from sensorium.families.interaction.data import DataConfig, EvalSource, TrainSource
 from sensorium.families.interaction.evaluator import InteractionEvaluator
 from sensorium.families.interaction.sources import ALIGN, UNIMODAL
@@ -179,6 +179,27 @@ def test_pictures_learn_labels_or_hidden_patches_and_it_is_said(roots: dict[str,
     assert train_of(found).by_labels
 
 
+def test_labels_of_sounds_teach_no_pictures(roots: dict[str, Path], tmp_path: Path) -> None:
+    """The pictures here have none: they learn hidden patches, and not nothing."""
+    trees_of.picture(tmp_path / "a.png", 1)
+    trees_of.sound(tmp_path / "b.wav", 1)
+    lines = [
+        {"id": "a", "text": "a thing", "image": "a.png", "split": "train"},
+        {"id": "b", "text": "a noise", "audio": "b.wav", "split": "train", "labels": ["noise"]},
+    ]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    only = {"shapes": None, "native": {"reader": "native", "root": str(tmp_path)}}
+    config = settings.resolve(FAMILY, "tiny", {"data": {"sets": only}})
+    found = FAMILY.sources(config, Host())
+    alone, task = found.stages[UNIMODAL], task_of(config, found, UNIMODAL)
+    assert isinstance(alone, TrainSource)
+    assert task.labels == ("noise",)
+    pictures = [n for n, sample in enumerate(alone.samples) if sample.image is not None]
+    loss, reached = loss_and_gradient(task, alone.collate([alone.example(n, 0) for n in pictures]))
+    assert loss > 0.1
+    assert any(name.startswith("model.vision.") for name in reached)
+
+
 def test_where_pictures_learn_labels_those_without_are_left_out(roots: dict[str, Path]) -> None:
     source = train_of(of(roots)[1])
     bare = [n for n, sample in enumerate(source.samples) if sample.image is not None][:7]
@@ -237,6 +258,16 @@ def test_a_teacher_is_followed_in_the_validation_too(roots: dict[str, Path]) -> 
     assert loss_of(config, task, only_rows(found.val, rows)) != before
     tested = [n for n, row in enumerate(found.test.rows) if row.modality == "image"]
     assert math.isnan(loss_of(config, task, only_rows(found.test, tested)))  # nobody asked the teacher
+
+
+def test_a_teacher_that_cannot_be_reached_is_said_before_anything_slow(
+    roots: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "cached", lambda *_: pytest.fail("something was encoded"))
+    with pytest.raises(ConfigError, match="audio encoder 'package:nothing'"):
+        of(roots, data={"teachers": {"audio": "package:nothing"}})
+    with pytest.raises(ConfigError, match=r"data\.teachers\.audio is 'random:audio', but there are no recordings"):
+        of({"coco": roots["coco"]}, data={"teachers": {"audio": "random:audio"}})
 
 
 # --- broken samples

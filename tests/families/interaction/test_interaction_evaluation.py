@@ -156,7 +156,7 @@ def test_re_ranking_follows_the_match_head(
 def test_what_was_never_trained_does_not_judge(source: EvalSource, task: InteractionTask) -> None:
     def titles(stage: str | None = None, **changes: object) -> list[str]:
         config = task.config.model_copy(update=changes)
-        other = InteractionTask(config, {"labels": task.labels, "teachers": {}}, 1).eval()
+        other = InteractionTask(config, {"labels": task.labels, "teachers": {}, "by_labels": True}, 1).eval()
         other.stage = stage
         with torch.no_grad():
             return [table.title for table in judgements.tables(judged(source, other), list(directions(source)))]

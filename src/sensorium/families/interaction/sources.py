@@ -21,7 +21,6 @@ from sensorium.families.interaction.data import (
     DataConfig,
     EvalSource,
     Media,
-    Stores,
     TrainSource,
     content_keys,
     mel_statistics,
@@ -46,6 +45,7 @@ def sources(config: RunConfig, host: Host) -> Sources:
     known = aligned(train)  # an embedding that was never compared with another modality's says nothing
     whole = {"val": rows(sets, numbers, "val", data.validation_groups), "test": rows(sets, numbers, "test")}
     held = {split: [row for row in part if row.modality in known] for split, part in whole.items()}
+    teachers = _open_teachers(config, host, train)  # likewise
     media, bad = _media(config, host, places, train, [row for part in held.values() for row in part])
     train = [sample for sample in train if str(sample.audio) not in bad]
     paired = [sample for sample in train if len(sample.modalities) > 1]
@@ -57,7 +57,7 @@ def sources(config: RunConfig, host: Host) -> Sources:
             raise DataError(f"{split}: {broken[0]}: {bad[str(broken[0])]}")
     source = TrainSource(paired, media, tuple(labels), _mix(data, paired))
     source.others = [sample for sample in train if len(sample.modalities) == 1]
-    source.teachers, source.teacher_means = _teachers(config, host, train, held["val"])
+    _teach(source, teachers, held["val"], config, host)
     alone = source.alone() if model.stages.unimodal.share else None
     for line in (*_counts(list(data.sets), train, held), *_objectives(config, source, known)):
         host.say(line)
@@ -87,6 +87,7 @@ def facts(config: RunConfig, found: Sources) -> dict[str, Any]:
     return {
         "vocabulary": train.media.tokenizer.vocabulary.values(),
         "labels": list(train.label_names),
+        "by_labels": train.by_labels,
         "mel_mean": train.media.mean.tolist(),
         "mel_std": train.media.std.tolist(),
         "modalities": sorted(aligned(train.samples)),
@@ -194,27 +195,40 @@ def has_teachers(config: RunConfig) -> bool:
     return bool(model.weights.distil) and any(getattr(data.teachers, m) is not None for m in MODALITIES)
 
 
-def _teachers(
-    config: RunConfig, host: Host, train: Sequence[Sample], val: Sequence[Row]
-) -> tuple[Stores, dict[Modality, np.ndarray]]:
-    """The vectors of the frozen encoders of all training samples, from the cache, and their means; and of the pictures
-    and recordings of the validation, which is told the loss of the first stage."""
+def _open_teachers(config: RunConfig, host: Host, train: Sequence[Sample]) -> dict[Modality, features.Encoder]:
+    """The frozen encoders. Raises ConfigError for one that cannot be reached or has nobody to teach."""
     data, _ = _sections(config)
+    if not has_teachers(config):
+        return {}
+    # Brings transformers and accelerate, beside which a guide's own `datasets.py` must not lie.
+    from sensorium.parts.encoders import EncoderOptions, open_encoder
+
+    options = EncoderOptions(max_seconds=data.audio_max_seconds, features="pooled")
+    known = {modality for sample in train for modality in sample.modalities}
+    names = {modality: name for modality in MODALITIES if (name := getattr(data.teachers, modality)) is not None}
+    for modality, name in names.items():
+        if modality not in known:
+            raise ConfigError(f"data.teachers.{modality} is {name!r}, but there are no {_NOUNS[modality]} to train on")
+    return {m: open_encoder(m, name, options, cache_root(data), host.device) for m, name in names.items()}
+
+
+def _teach(
+    source: TrainSource,
+    teachers: Mapping[Modality, features.Encoder],
+    val: Sequence[Row],
+    config: RunConfig,
+    host: Host,
+) -> None:
+    """Give the source the teachers' vectors of all its samples, from the cache, and their means; the pictures and
+    recordings of the validation have theirs there, too, for the loss of the first stage."""
     stores: dict[Modality, features.FeatureSource] = {}
     means: dict[Modality, np.ndarray] = {}
-    if has_teachers(config):
-        # Brings transformers and accelerate, beside which a guide's own `datasets.py` must not lie.
-        from sensorium.parts.encoders import EncoderOptions, open_encoder
-
-        options = EncoderOptions(max_seconds=data.audio_max_seconds, features="pooled")
-        for modality, distinct in contents_of(train).items():
-            name = getattr(data.teachers, modality)
-            if name is not None and distinct:
-                encoder = open_encoder(modality, name, options, cache_root(data), host.device)
-                further = [row.content for row in val if row.modality == modality and isinstance(row.content, Path)]
-                found = pooled_store(encoder, distinct, config, host, f"for {name}", further)
-                stores[modality], means[modality] = found
-    return stores, means
+    contents = contents_of(source.everything)
+    for modality, encoder in teachers.items():
+        further = [row.content for row in val if row.modality == modality and isinstance(row.content, Path)]
+        found = pooled_store(encoder, contents[modality], config, host, f"for {encoder.name}", further)
+        stores[modality], means[modality] = found
+    source.teachers, source.teacher_means = stores, means
 
 
 def contents_of(train: Sequence[Sample]) -> dict[Modality, list[str | Path]]:

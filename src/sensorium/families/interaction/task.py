@@ -66,7 +66,7 @@ class InteractionTask(nn.Module):
         self.labels: tuple[str, ...] = tuple(facts["labels"])
         self.target_means: dict[Modality, Tensor] = {}
         self.model = InteractionModel(config)
-        self.pretrain = Pretraining(config, len(self.labels))
+        self.pretrain = Pretraining(config, len(self.labels) if facts["by_labels"] else 0)
         self.recon = nn.ModuleDict({m: nn.Linear(config.fused_width, config.embedding) for m in MODALITIES})
         teachers = {m: torch.tensor(facts["teachers"][m]) for m in MODALITIES if m in facts["teachers"]}
         self.teacher_means: Mapping[str, Tensor] = teachers
