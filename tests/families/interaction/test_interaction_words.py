@@ -17,9 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
+from sensorium import families
+from sensorium.engine import settings
 from sensorium.errors import CheckpointError, ConfigError, DataError
 from sensorium.families.interaction import words
 from sensorium.families.interaction.config import TextConfig
+from sensorium.families.interaction.task import InteractionTask
 from sensorium.families.interaction.words import SPECIAL, Vocabulary, WordTokenizer
 
 SPELLED = "a the red dog cat house run ##s ##ning un ##a , . ' e t ##t ##e 猫 -"
@@ -102,6 +105,17 @@ def test_the_table_begins_with_the_vectors_and_not_with_its_random_start(folder:
     assert found.requires_grad
     ids = make()["input_ids"] % len(WORDS)
     assert not model(input_ids=ids)["text_embeds"].equal(same(input_ids=ids)["text_embeds"])
+
+
+def test_a_new_run_begins_with_them(tmp_path: Path) -> None:
+    folder = bert(tmp_path, 16, rows=40)
+    family = families.load("interaction")
+    text = {"word_vectors": str(folder), "tokenizer": "same"}
+    config = settings.resolve(family, "tiny", {"model": {"text": text, "vocab": 40}})
+    task = InteractionTask(config.model, {"labels": [], "teachers": {}, "by_labels": False}, 1)  # type: ignore[arg-type]
+    assert family.initial is not None
+    family.initial(task, config)
+    assert task.model.text.words.weight.equal(words.fit_vectors(table(folder), 32, config.seed))
 
 
 def test_a_file_of_pickled_weights_will_do(folder: Path) -> None:
