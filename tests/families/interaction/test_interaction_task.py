@@ -226,6 +226,17 @@ def test_without_the_other_losses_the_last_stage_is_contrast(
         assert torch.equal(found[1][1][name], gradient), name
 
 
+def test_the_loss_of_the_last_stage_is_the_weighted_sum(sources: Sources, make: Callable[..., InteractionTask]) -> None:
+    task = make(weights={"match": 2.0, "recon": 3.0, "classify": 5.0})
+    task.stage = None
+    batch = {name: tensor for name, tensor in batch_of(train_source(sources), 8).items() if name != "mel"}
+    batch["has"] = batch["has"] & torch.tensor([True, True, False])
+    output = task(batch)
+    logs = {name: float(value) for name, value in output.logs.items()}
+    told = logs["align/text-image"] + 2 * logs["match"] + 3 * logs["recon"] + 5 * logs["classify"]
+    assert output.loss.item() == pytest.approx(logs["unimodal/image"] + told, rel=1e-5)
+
+
 def test_a_batch_without_a_pair_is_an_error(sources: Sources, make: Callable[..., InteractionTask]) -> None:
     alone = train_source(sources).alone()
     assert alone is not None
