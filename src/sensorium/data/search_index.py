@@ -10,7 +10,9 @@ RUN/index/<first digits of the digest of the weights>/
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,33 @@ class Table(Section):
     rows: dict[str, list[int]]
     files: dict[str, str]
     items: list[dict[str, str | None]]
+
+
+class Index:
+    """The index of a run's weights of this digest; ``build`` writes it into ``folder`` where it is not there yet."""
+
+    def __init__(self, run: Path, digest: str, build: Callable[[], None]) -> None:
+        self.folder, self.digest, self._build = run / "index" / digest[:16], digest, build
+        self._matrices: dict[str, np.ndarray] = {}
+
+    @cached_property
+    def table(self) -> Table:
+        """Raises CheckpointError as ``read``."""
+        if not os.path.lexists(self.folder / TABLE):
+            self._build()
+        return read(self.folder, self.digest)
+
+    def matrix(self, modality: str) -> np.ndarray:
+        """``[rows, D]``, proven once, not at each search. Raises CheckpointError as ``open_matrix``."""
+        if modality not in self._matrices:
+            self._matrices[modality] = open_matrix(self.folder, self.table, modality)
+        return self._matrices[modality]
+
+    def nearest(self, vector: np.ndarray, modality: str, count: int) -> list[tuple[float, dict[str, str | None]]]:
+        """Cosine and item of the best of one modality, best first; of equals the first."""
+        scores = self.matrix(modality) @ vector
+        rows = self.table.rows[modality]
+        return [(float(scores[i]), self.table.items[rows[i]]) for i in np.argsort(-scores, kind="stable")[:count]]
 
 
 def write(folder: Path, table: Mapping[str, Any], vectors: Mapping[str, np.ndarray]) -> None:

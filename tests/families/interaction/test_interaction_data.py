@@ -108,6 +108,22 @@ def test_a_step_of_one_kind_holds_no_other_modality(roots: dict[str, Path]) -> N
     assert not {"pixels", "mel"} <= batch.keys()
 
 
+def test_a_set_of_larger_weight_has_its_turn_more_often(roots: dict[str, Path], tmp_path: Path) -> None:
+    """A set's weight is shared out among its kinds of samples by their numbers."""
+    shapes = {"reader": "synthetic", "options": {"variants": 1}, "weight": 4.0}
+    weights = {"data": {"sets": {"coco": {"weight": 3.0}, "clotho": {"weight": 1.0}, "shapes": shapes}}}
+    mix = train_of(FAMILY.sources(settings.resolve(FAMILY, "tiny", changes(roots), weights), Host())).mix
+    assert mix is not None
+    assert mix.weights == (4.0, 3.0, 1.0)  # the preset's own first
+    assert train_of(of(roots)[1]).mix.weights is None  # type: ignore[union-attr]
+    judged = {"esc50": {"reader": "esc50", "root": str(trees_of.esc50(tmp_path))}}  # it has no turn, so needs none
+    layers = ({"data": {"sets": {**judged, "shapes": None}}}, weights, {"data": {"sets": {"shapes": None}}})
+    FAMILY.sources(settings.resolve(FAMILY, "tiny", changes(roots), *layers), Host())
+    lacking = {"data": {"sets": {"coco": {"weight": 3.0}}}}
+    with pytest.raises(ConfigError, match=r"data\.sets\.clotho\.weight is not given, but others are"):
+        FAMILY.sources(settings.resolve(FAMILY, "tiny", changes(roots), lacking), Host())
+
+
 # --- samples of one modality
 
 

@@ -14,13 +14,15 @@ from interaction_rows import SMALL, build
 from torch import Tensor, nn
 
 from sensorium import families
-from sensorium.data.items import Modality
+from sensorium.data.items import MODALITIES, Modality
 from sensorium.engine import settings
-from sensorium.engine.contract import Host
+from sensorium.engine.contract import Begin, Host
 from sensorium.engine.stages import spans
 from sensorium.families.interaction import data, losses
 from sensorium.families.interaction.data import EvalSource, TrainSource
 from sensorium.families.interaction.losses import PerRow
+from sensorium.families.interaction.model import InteractionModel
+from sensorium.families.interaction.plan import TowerEncoder
 from sensorium.families.interaction.pretrain import HIDDEN_SOUND, Pretraining, _spans
 from sensorium.families.interaction.sources import ALIGN, FULL, UNIMODAL
 from sensorium.families.interaction.task import InteractionTask, after_step, embed
@@ -257,3 +259,16 @@ def test_statistics_are_those_of_the_training_part(found: tuple[TrainSource, Eva
     others = np.concatenate([val.media.sound(row.content, None) for row in val.rows if row.modality == "audio"])  # type: ignore[arg-type]
     assert np.abs(others.mean(axis=0)).max() > 0.05
     assert train.media.mean.shape == (16,)
+
+
+def test_targets_of_other_weights_are_others(found: tuple[TrainSource, EvalSource]) -> None:
+    """Two ends of the second stage share nothing in the cache."""
+    config = settings.resolve(FAMILY, "tiny")
+    begin = Begin(FAMILY.stages(config)[-1], config, found[0], Host(), dict)
+    identities = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        model = InteractionModel(config.model)  # type: ignore[arg-type]
+        identities.append([dict(TowerEncoder(m, model, found[0].media, begin).identity) for m in MODALITIES])
+    assert identities[0] == identities[1]
+    assert all(one != other for one, other in zip(identities[0], identities[2], strict=True))

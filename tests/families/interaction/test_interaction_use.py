@@ -70,7 +70,7 @@ def test_a_query_finds_what_the_towers_put_next_to_it(model: Searcher) -> None:
     query = {"text": "a small red circle"}
     for among in ("image", "audio", "text"):
         hits = model.search(query, among, k=7)
-        scores = model._matrix(among) @ model.encode(query)
+        scores = model._index.matrix(among) @ model.encode(query)
         best = np.argsort(-scores, kind="stable")[:7]
         assert [hit.score for hit in hits] == pytest.approx(scores[best].tolist())
         assert [hit.id for hit in hits] == [items(model, among)[i]["id"] for i in best]
@@ -103,7 +103,7 @@ def test_what_is_asked_is_what_was_indexed(model: Searcher) -> None:
     for modality in ("image", "audio"):
         for row in (0, 100, 383):
             vector = model.encode({modality: items(model, modality)[row][modality]})
-            np.testing.assert_allclose(vector, model._matrix(modality)[row], atol=1e-5)
+            np.testing.assert_allclose(vector, model._index.matrix(modality)[row], atol=1e-5)
 
 
 def test_several_make_a_joint_query(model: Searcher) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -61,7 +60,7 @@ class Searcher:
         self.loaded, self.task = loaded, loaded.task
         self.modalities = tuple(m for m in MODALITIES if m in loaded.facts["modalities"])
         self.processor = processor_of(loaded)
-        self._matrices: dict[str, np.ndarray] = {}
+        self._index = search_index.Index(loaded.run, loaded.digest, self.build_index)
 
     def encode(self, query: Mapping[str, str]) -> np.ndarray:
         """``[D]`` unit vector of a text, a picture's or a recording's path; of several, the direction of their sum."""
@@ -93,10 +92,7 @@ class Searcher:
             raise ConfigError(f"{self.loaded.run}: cannot search among {modality}; it knows {known}")
         if rerank:
             self._require_match(query, modality)
-        items, rows = self.index["items"], self.index["rows"][modality]
-        scores = self._matrix(modality) @ embedding
-        best = np.argsort(-scores, kind="stable")[: max(k, rerank)]
-        hits = [Hit(float(scores[i]), **items[rows[i]]) for i in best]
+        hits = [Hit(score, **item) for score, item in self._index.nearest(embedding, modality, max(k, rerank))]
         return self._matched(query, modality, hits)[:k] if rerank else hits
 
     def _answer_to(self, asked: Modality) -> Modality:
@@ -129,25 +125,10 @@ class Searcher:
         order = torch.argsort(logits, descending=True, stable=True)
         return [replace(hits[i], score=float(logits[i])) for i in order.tolist()]
 
-    @property
-    def _folder(self) -> Path:
-        return self.loaded.run / "index" / self.loaded.digest[:16]
-
-    @cached_property
-    def _table(self) -> search_index.Table:
-        if not os.path.lexists(self._folder / search_index.TABLE):
-            self.build_index()
-        return search_index.read(self._folder, self.loaded.digest)
-
     @cached_property
     def index(self) -> dict[str, Any]:
         """The index's table of items; built from the run's whole data sets when it is not there yet."""
-        return self._table.model_dump()
-
-    def _matrix(self, modality: str) -> np.ndarray:
-        if modality not in self._matrices:  # proven once, not at each search
-            self._matrices[modality] = search_index.open_matrix(self._folder, self._table, modality)
-        return self._matrices[modality]
+        return self._index.table.model_dump()
 
     def build_index(self) -> None:
         """Embed every distinct text, picture and recording of the run's data sets; appears by one rename."""
@@ -170,7 +151,7 @@ class Searcher:
         rows = {m: [i for i, row in enumerate(source.rows) if row.modality == m] for m in self.modalities}
         vectors = {m: self._embed(source, m, numbers) for m, numbers in rows.items()}
         items = [_described(row, source.names[row.set]) for row in source.rows]
-        search_index.write(self._folder, {"digest": self.loaded.digest, "rows": rows, "items": items}, vectors)
+        search_index.write(self._index.folder, {"digest": self.loaded.digest, "rows": rows, "items": items}, vectors)
 
     def _embed(self, source: EvalSource, modality: Modality, rows: Sequence[int]) -> np.ndarray:
         """``[rows, D]`` float32."""

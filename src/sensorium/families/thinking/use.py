@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -15,8 +14,7 @@ import torch
 from torch import Tensor
 
 from sensorium import exported
-from sensorium.data import media
-from sensorium.data import search_index as index
+from sensorium.data import media, search_index
 from sensorium.data.items import MODALITIES, Item, Modality
 from sensorium.engine.contract import Hit, Host, Loaded
 from sensorium.errors import CheckpointError, ConfigError
@@ -37,15 +35,15 @@ def identity_of(encoder: FrozenEncoder) -> Any:
 class Searcher:
     """A trained run with its encoders and its index. The index is built at the first search and kept in the run.
 
-    The index (index.py) of other weights, or a damaged one, is refused. An exported model has no data: it encodes, over
-    the encoders that it was trained with and no others, and does not search.
+    The index (data/search_index.py) of other weights, or a damaged one, is refused. An exported model has no data: it
+    encodes, over the encoders that it was trained with and no others, and does not search.
     """
 
     def __init__(self, loaded: Loaded) -> None:
         assert isinstance(loaded.task, ThinkingTask)
         assert isinstance(loaded.config.data, DataConfig)
         self.loaded, self.task, self.data = loaded, loaded.task, loaded.config.data
-        self._matrices: dict[str, np.ndarray] = {}
+        self._index = search_index.Index(loaded.run, loaded.digest, self.build_index)
 
     @cached_property
     def encoders(self) -> dict[Modality, FrozenEncoder]:
@@ -108,10 +106,7 @@ class Searcher:
             raise ConfigError(f"{self.loaded.run}: cannot search among {modality}; it knows {', '.join(self.encoders)}")
         if rerank:
             self._require_match(query, modality)
-        items, rows = self.index["items"], self.index["rows"][modality]
-        scores = self._matrix(modality) @ embedding
-        best = np.argsort(-scores, kind="stable")[: max(k, rerank)]
-        hits = [Hit(float(scores[i]), **items[rows[i]]) for i in best]
+        hits = [Hit(score, **item) for score, item in self._index.nearest(embedding, modality, max(k, rerank))]
         return self._matched(query, modality, hits)[:k] if rerank else hits
 
     def _require_match(self, query: Mapping[str, str], modality: str) -> None:
@@ -143,25 +138,10 @@ class Searcher:
         usual = DEFAULT_ANSWER[asked]
         return usual if usual in self.encoders else next(m for m in self.encoders if m != asked)
 
-    @property
-    def _folder(self) -> Path:
-        return self.loaded.run / "index" / self.loaded.digest[:16]
-
-    @cached_property
-    def _table(self) -> index.Table:
-        if not os.path.lexists(self._folder / index.TABLE):
-            self.build_index()
-        return index.read(self._folder, self.loaded.digest)
-
     @cached_property
     def index(self) -> dict[str, Any]:
         """The index's table of items; built from the run's whole data set when it is not there yet."""
-        return self._table.model_dump()
-
-    def _matrix(self, modality: str) -> np.ndarray:
-        if modality not in self._matrices:  # proven once, not at each search
-            self._matrices[modality] = index.open_matrix(self._folder, self._table, modality)
-        return self._matrices[modality]
+        return self._index.table.model_dump()
 
     def build_index(self) -> None:
         """Embed every distinct text, picture and recording of the run's data set; appears by one rename."""
@@ -179,7 +159,7 @@ class Searcher:
                 before += len(split)
             vectors[modality] = torch.cat(parts).numpy()
         content = {"digest": self.loaded.digest, "rows": rows, "items": [_describe(item) for item in items]}
-        index.write(self._folder, content, vectors)
+        search_index.write(self._index.folder, content, vectors)
 
     def _embed(self, split: FeatureSource, modality: Modality, rows: Sequence[int] | np.ndarray) -> Tensor:
         with torch.inference_mode():
