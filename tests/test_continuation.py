@@ -173,8 +173,21 @@ def test_what_is_done_is_said(part: Path) -> None:
 
     assert done({}) == "1 of 1 epochs are done; give --epochs 2 to go on"
     assert done({"train": {"epochs": 0.5}}) == "1 of 0.5 epochs are done; give --epochs 2 to go on"
+    assert done({"train": {"epochs": 0.4}}) == "1 of 0.4 epochs are done; give --epochs 2 to go on"
     assert done({"train": {"steps": 5}}) == "5 of 5 steps are done; give --set train.steps=10 to go on"
     assert done({"train": {"epochs": 2}}) is None
+
+
+def test_what_is_advised_leads_on_also_within_the_first_epoch(tmp_path: Path) -> None:
+    """A step of four of twenty samples: 0.2 epochs."""
+    few = toy_config({**EPOCHS, "train": {"epochs": 0.6, "batch_size": 4}})
+    loop.train(TOY, few, tmp_path / "run", quiet=True, listener=Quiet(tmp_path))
+    done = [continue_from(TOY, tmp_path / "step_3.pt", {"train": {"epochs": asked}}).done for asked in (0.6, 0.5, 0.2)]
+    assert done == [
+        "0.6 of 0.6 epochs are done; give --epochs 1.2 to go on",
+        "0.5 of 0.5 epochs are done; give --epochs 1 to go on",
+        "0.6 of 0.2 epochs are done; give --epochs 1.2 to go on",
+    ]
 
 
 def test_a_run_killed_before_its_evaluation_is_finished(part: Path) -> None:

@@ -117,7 +117,8 @@ def _done(wanted: RunConfig, head: portable.Head, longer: str) -> str:
     asked, done, unit, flag = wanted.train.epochs, head.epoch, "epochs", longer
     if asked is None:
         asked, done, unit, flag = wanted.train.steps or 0, head.step, "steps", "--set train.steps="
-    done = max(asked, math.floor(round(done, 9)))
+    whole = max(asked, math.floor(round(done, 9)))  # a last step may have reached into the next epoch
+    done = whole if 2 * whole > done else math.ceil(100 * done) / 100
     return f"{done:g} of {asked:g} {unit} are done; give {flag}{2 * done:g} to go on"
 
 
