@@ -8,11 +8,12 @@ stage `full` has all losses. "accumulation" is the mean of a loss for each chunk
 negatives. sentence-transformers' GradCache (`CachedLossMixin`; its own ready loss: benchmarks/gradcache.py) gets the
 same towers and loss. It caches vectors alone, so it has no stage `full`, whose fusion reads tokens.
 
-Each arm runs in a process of its own; on a CPU, seconds are processor time. Peak memory is how much resident memory
-grew at most (on a GPU: what was allocated at most) from before the step, gradients included. Negatives are read off the
-logged loss of guessing. The error is that of the gradient against the whole batch, relative in norm, with dropout off
-and without the match loss, which draws its wrong pairs from the chunk and so depends on chunks by design. Ends with an
-error if chunks take more than 1.6 times as long as the whole batch.
+Each arm runs in a process of its own; on a CPU, seconds are processor time. The ratio is to a step of the whole batch
+right after it; that of the whole batch itself shows the noise. Peak memory is how much resident memory grew at most (on
+a GPU: what was allocated at most) from before the step, gradients included. Negatives are read off the logged loss of
+guessing. The error is that of the gradient against the whole batch, relative in norm, with dropout off and without the
+match loss, which draws its wrong pairs from the chunk by design. Ends with an error if chunks take more than 1.6 times
+as long as the whole batch.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from sensorium.families.interaction.task import InteractionTask, embed
 from sensorium.parts.chunks import take
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-TOKENS, LABELS, STEPS, SLOWEST = 128, 80, 2, 1.6
+TOKENS, LABELS, SLOWEST = 128, 80, 1.6
 PEER = "sentence-transformers"
 ARMS, OTHERS = [("whole batch", 1), ("chunks", 2), ("chunks", 4), ("chunks", 8)], [("accumulation", 4)]
 COLUMNS = [("has", "ids", "ids_mask"), ("has", "pixels"), ("has", "mel", "mel_mask")]  # as MODALITIES
@@ -65,9 +66,8 @@ def make_batch(config: ModelConfig, rows: int, frames: int) -> dict[str, Tensor]
 
 def make_task(given: argparse.Namespace, stage: str, *, exact: bool) -> InteractionTask:
     """``exact``: of what does not depend on chance or, by design, on the chunks."""
-    content: dict[str, Any] = {"size": given.size, "image_size": given.image, "max_tokens": TOKENS}
-    if exact:
-        content |= {"dropout": 0.0, "weights": {"match": 0.0}}
+    less: dict[str, Any] = {"dropout": 0.0, "weights": {"match": 0.0}} if exact else {}
+    content = {"size": given.size, "image_size": given.image, "max_tokens": TOKENS, **less}
     torch.manual_seed(0)
     config = configuration.build(ModelConfig, content)
     task = InteractionTask(config, {"labels": [str(n) for n in range(LABELS)], "teachers": {}}, 1)
@@ -135,26 +135,29 @@ def gradient(task: InteractionTask, run: Pass) -> Tensor:
     return torch.cat([p.grad.flatten().cpu() for p in task.model.parameters() if p.grad is not None])
 
 
+def timed(task: InteractionTask, run: Pass) -> tuple[float, Mapping[str, Tensor]]:
+    task.zero_grad()
+    begun = clock()
+    logs = run()
+    return clock() - begun, logs
+
+
 def run_arm(given: argparse.Namespace) -> None:
     (stage, kind), chunks = given.arm[:2], int(given.arm[2])
-    exact = make_task(given, stage, exact=True)
+    exact = make_task(given, stage, exact=True)  # its steps also load what is slow at first
     batch = make_batch(exact.config, given.rows, given.frames)
     right = gradient(exact, pass_of("whole batch", exact, batch, 1))
     error = float((gradient(exact, pass_of(kind, exact, batch, chunks)) - right).norm() / right.norm())
     del exact, right
     task = make_task(given, stage, exact=False)
-    run = pass_of(kind, task, batch, chunks)
     if not reset_peak(DEVICE):
         raise SystemExit("peak memory cannot be measured on this system")
-    before, seconds = read_peak(DEVICE), []
-    for _ in range(STEPS):
-        task.zero_grad()
-        begun = clock()
-        logs = run()
-        seconds.append(clock() - begun)
+    before = read_peak(DEVICE)
+    seconds, logs = timed(task, pass_of(kind, task, batch, chunks))
     peak = read_peak(DEVICE) - before
-    negatives = round(math.exp(float(logs["align_chance"]))) - 1
-    print(json.dumps({"seconds": min(seconds), "megabytes": peak / 1e6, "error": error, "negatives": negatives}))
+    whole, _ = timed(task, pass_of("whole batch", task, batch, 1))
+    found = {"seconds": seconds, "ratio": seconds / whole, "megabytes": peak / 1e6, "error": error}
+    print(json.dumps({**found, "negatives": round(math.exp(float(logs["align_chance"]))) - 1}))
 
 
 def main() -> None:
@@ -172,7 +175,7 @@ def main() -> None:
         run_arm(given)
         return
     common = [f"--{name}={getattr(given, name)}" for name in ("size", "rows", "image", "frames")]
-    peer = [(PEER, 4)] if importlib.util.find_spec("sentence_transformers") is not None else []
+    peer = [(PEER, 4)] if importlib.util.find_spec("sentence_transformers") else []
     cells = [*((ALIGN, *arm) for arm in [*ARMS, *OTHERS, *peer]), *((FULL, *arm) for arm in ARMS)]
     arms = [["--arm", *map(str, cell), *common] for cell in cells]
     # glibc gives freed memory back at once, so that resident memory is what is in use
@@ -180,15 +183,13 @@ def main() -> None:
     found = dict(zip(cells, side_by_side(__file__, arms, given.repeats, environment), strict=True))
     rows, slowest = [], 0.0
     for (stage, kind, chunks), results in found.items():
-        whole = found[stage, "whole batch", 1]
-        slower, memory = (median(results, key) / median(whole, key) for key in ("seconds", "megabytes"))
-        slowest = max(slowest, slower) if kind == "chunks" else slowest
-        shown = spread(results, "seconds"), f"{slower:.2f}", spread(results, "megabytes"), f"{memory:.3f}"
-        negatives, error = f"{median(results, 'negatives'):.0f}", f"{median(results, 'error'):.1e}"
-        rows.append((stage, kind, chunks, *shown, negatives, error))
-    print(machine())
-    print(f"{given.size}, {given.rows} rows, {given.image} px, {TOKENS} tokens, {given.frames} frames, fp32")
-    columns = ("stage", "arm", "chunks", "seconds a step", "ratio", "peak MB above the weights", "ratio", "negatives")
+        slowest = max(slowest, median(results, "ratio")) if kind == "chunks" else slowest
+        peak, negatives, error = (median(results, name) for name in ("megabytes", "negatives", "error"))
+        memory = f"{peak / median(found[stage, 'whole batch', 1], 'megabytes'):.3f}"
+        shown = spread(results, "seconds"), spread(results, "ratio"), f"{peak:.0f}", memory
+        rows.append((stage, kind, chunks, *shown, f"{negatives:.0f}", f"{error:.1e}"))
+    print(f"{machine()}\nfp32, {TOKENS} tokens, {' '.join(common)}")
+    columns = ("stage", "arm", "chunks", "seconds a step", "ratio", "peak MB above weights", "ratio", "negatives")
     print(table((*columns, "gradient error"), rows))
     if slowest > SLOWEST:
         raise SystemExit(f"chunks take {slowest:.2f} times as long as the whole batch; at most {SLOWEST} is wanted")
