@@ -209,8 +209,12 @@ def search(
 
     parts = {"text": text, "image": image, "audio": audio, "video": video}
     query = {modality: str(value) for modality, value in parts.items() if value is not None}
-    if bool(query) == (queries is not None):
-        raise ConfigError("give one query: words, --image FILE, --audio FILE or --video FILE; or --queries FILE alone")
+    if not query and queries is None:
+        raise ConfigError(
+            "nothing to look for; give words, --image FILE, --audio FILE or --video FILE, or many with --queries FILE"
+        )
+    if query and queries is not None:
+        raise ConfigError("--queries FILE holds the queries; give no other beside it")
     many = [query] if queries is None else read_queries(queries)
     searcher = load(run) if videos is None else searcher_within(run, videos)
     found = [searcher.search(one, among, top, rerank) for one in many]

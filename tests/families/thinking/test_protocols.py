@@ -141,7 +141,7 @@ def test_any_right_class_counts_and_ties_do_not() -> None:
     assert found.recall == {1: 0.0, 2: 100.0}
     assert found.chance[1] == pytest.approx(50.0)  # two of three, and one of three
     with pytest.raises(ValueError, match=r"query 1 has no right"):
-        judge(scores, np.array([[True, False, False], [False, False, False]]))
+        judge(scores, np.array([[True, False, False], [False, False, False]]), (1, 2))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
