@@ -15,7 +15,7 @@ from test_guard import STEEP, assert_left_as_it_was, expected_scales
 from test_resume import EACH_STEP, assert_equal_runs, cut, state_of
 
 from sensorium import families
-from sensorium.data import readers, trees
+from sensorium.data import readers
 from sensorium.data.manage import write_tree
 from sensorium.engine import checkpoint, loop, rundir
 from sensorium.engine.order import Order

@@ -18,7 +18,7 @@ import torch
 
 import sensorium
 from sensorium import families
-from sensorium.data import features, readers, trees
+from sensorium.data import features, readers
 from sensorium.data.manage import write_tree
 from sensorium.engine import checkpoint, loop, settings
 from sensorium.engine.contract import Host, Sources
