@@ -41,7 +41,7 @@ from sensorium.files import new_file, open_file, remove, remove_leftovers
 Dtype = Literal["float16", "float32", "uint8"]  # uint8: kept frames (frame_cache.py)
 MEMO = "hashes.sqlite"
 IDENTITY = "identity.json"
-_FORMAT = 1  # of the features: part of the namespace
+_FORMAT = 2  # of the features and their files: part of the namespace, so that caches of before are not looked at
 _SEALED = 2  # of identity.json
 _log = logging.getLogger(__name__)
 
