@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 from run_folder import STEPS, draw_picture, judged, make_run
 
 from sensorium.engine.contract import Card, Evaluation, Gallery, Shown, Table
@@ -117,6 +119,19 @@ def test_pictures_and_sounds_are_inline_and_described(finished: Path) -> None:
     assert all((s["src"] or "").startswith("data:audio/mpeg;base64,") for s in sounds)
     assert all("aria-label" in a for a in page.all("button"))
     assert (finished / "report.html").stat().st_size < 2_000_000
+
+
+def test_drawings_of_an_evaluation_are_large(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "drawn", alarm=False)
+    data = io.BytesIO()
+    Image.new("RGB", (3000, 1500), "red").save(data, "PNG")
+    for large in (True, False):
+        gallery = Gallery("maps", (Card(Shown("July", image="map.png"), ()),), large=large)
+        evaluation = replace(judged(0.85, (gallery,)), pictures={"map.png": data.getvalue()})
+        write_result(run, Result("test", evaluation, "test", 560, None))
+        write_report(run)
+        widths = [picture["width"] for picture in page_of(run).all("img") if picture["alt"] == "picture: July"]
+        assert widths == ["1280" if large else "160"]
 
 
 def test_right_and_wrong_do_not_rest_on_colour(finished: Path) -> None:
@@ -261,6 +276,10 @@ def test_evaluation_survives_json(tmp_path: Path) -> None:
     detailed = Result("val", replace(evaluation, details={"trials": [[1, "a"]]}), "val", 3, "step_00000003")
     assert read_result(write_result(tmp_path, detailed)) == result
     assert json.loads((tmp_path / "evaluation/val/trials.json").read_text()) == [[1, "a"]]
+    drawn = replace(evaluation, pictures={"a.png": b"bytes"})
+    found = read_result(write_result(tmp_path, replace(result, evaluation=drawn))).evaluation
+    assert found.galleries[0].cards[0].found[0].image == "evaluation/val/a.png"
+    assert (tmp_path / "evaluation/val/a.png").read_bytes() == b"bytes"
     wide = Evaluation({"a": float("inf"), "b": np.float32(0.5)}, (Table("t", ("n",), ((np.int64(3),),)),))
     assert evaluation_from_json(evaluation_to_json(wide)) == wide
 

@@ -34,19 +34,17 @@ def main() -> None:
 
 def draw(checkpoint: Path, video: Path, out: Path) -> None:
     """Raises CheckpointError, DataError, DiskError."""
-    import torch
     from unified_model import load_unified_model
 
-    from sensorium.families.video_retrieval.pictures import look_at, merging_picture
+    from sensorium.data.frames import DirectFrames, Look, Stretch
+    from sensorium.families.video_retrieval.pictures import look_at, traced
     from sensorium.families.video_retrieval.portable import read_values
     from sensorium.files import write_by_library
 
-    config = read_values(checkpoint)[1]
+    data = read_values(checkpoint)[1].data
     model = load_unified_model(checkpoint).eval()
-    seen = look_at(video, model, config.data)
-    with torch.inference_mode():
-        states = model.trace(seen.frames[None], torch.ones(1, model.frames, dtype=torch.bool))
-    picture = merging_picture(seen, states, model.plan)
+    reader = DirectFrames(Look(model.clip.shape.resolution, data.cache_fps, data.cache_max_frames))
+    picture = traced(look_at(Stretch(video), reader, data.sampling, model.frames), model)
     write_by_library(out, lambda path: picture.save(path, "PNG"))
 
 

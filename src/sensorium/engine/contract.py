@@ -158,7 +158,7 @@ class Table:
 @dataclass(frozen=True)
 class Shown:
     """One thing to look at: text, a picture file, a sound file or a video file, or several of them together. Paths are
-    absolute, or relative to the run folder."""
+    absolute, or relative to the run folder; ``image`` may be a name of ``Evaluation.pictures``."""
 
     caption: str
     image: str | None = None
@@ -178,16 +178,20 @@ class Card:
 
 @dataclass(frozen=True)
 class Gallery:
+    """``large``: pictures are what it is about, and stand as wide as the page."""
+
     title: str
     cards: tuple[Card, ...]
     note: str = ""
+    large: bool = False
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Result of one evaluation. ``metrics`` are flat numbers (``"image-text/i2t_R@1": 41.2``).
 
-    ``details``: by name, JSON values that are stored beside the result and not shown.
+    ``details``: by name, JSON values that are stored beside the result and not shown. ``pictures``: by file name, what
+    an evaluation has drawn, as bytes of a PNG or the like; they are stored there, too, for galleries to show.
     """
 
     metrics: Mapping[str, float]
@@ -195,6 +199,7 @@ class Evaluation:
     galleries: tuple[Gallery, ...] = ()
     warnings: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Evaluator(Protocol):

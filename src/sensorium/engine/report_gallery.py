@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from sensorium.engine.contract import Card, Gallery, Shown
-from sensorium.engine.report_media import Media
+from sensorium.engine.report_media import LARGE_SIDE, PICTURE_SIDE, Media, Picture
 from sensorium.engine.results import Result
 
 OPEN_CARDS = 4  # of a gallery; the others unfold
@@ -24,11 +24,12 @@ def gallery_chapter(results: Sequence[Result], media: Media) -> str:
 
 
 def _gallery(result: Result, gallery: Gallery, media: Media) -> str:
-    cards = [_card(card, media) for card in gallery.cards]
+    card_of = _large_card if gallery.large else _card
+    cards = [card_of(card, media) for card in gallery.cards]
     first, rest = cards[:OPEN_CARDS], cards[OPEN_CARDS:]
     more = ""
     if rest:
-        more = f'<details class="more"><summary>{len(rest)} more queries</summary>{"".join(rest)}</details>'
+        more = f'<details class="more"><summary>{len(rest)} more</summary>{"".join(rest)}</details>'
     note = f'<p class="note">{escape(gallery.note)}</p>' if gallery.note else ""
     title = f"<h3>{escape(gallery.title)} <small>{escape(result.title)}{_tally(gallery)}</small></h3>"
     return f'<section class="gallery">{title}{note}{"".join(first)}{more}</section>'
@@ -48,6 +49,15 @@ def _card(card: Card, media: Media) -> str:
     return (
         f'<article class="card"><div class="query"><span class="tag">query</span>{_shown(card.query, media)}'
         f"{_verdict(card)}</div>{found}</article>"
+    )
+
+
+def _large_card(card: Card, media: Media) -> str:
+    """The picture as wide as the page, and below it whatever belongs to it."""
+    hits = "".join(_hit(place, hit, media) for place, hit in enumerate(card.found, start=1))
+    found = f'<ol class="hits">{hits}</ol>' if hits else ""
+    return (
+        f'<article class="card large"><div class="query">{_shown(card.query, media, LARGE_SIDE)}</div>{found}</article>'
     )
 
 
@@ -74,9 +84,9 @@ def _hit(place: int, hit: Shown, media: Media) -> str:
     )
 
 
-def _shown(shown: Shown, media: Media) -> str:
+def _shown(shown: Shown, media: Media, side: int = PICTURE_SIDE) -> str:
     """Picture, players and caption; a caption that stands alone is shown large."""
-    seen = [] if shown.image is None else [_picture(shown, shown.image, media)]
+    seen = [] if shown.image is None else [_picture(shown, media.picture(shown.image, side))]
     if shown.audio is not None:
         seen.append(_player(shown, shown.audio, media))
     if shown.video is not None:
@@ -86,10 +96,9 @@ def _shown(shown: Shown, media: Media) -> str:
     return f'{"".join(seen)}<p class="caption">{escape(shown.caption)}</p>'
 
 
-def _picture(shown: Shown, path: str, media: Media) -> str:
-    picture = media.picture(path)
+def _picture(shown: Shown, picture: Picture | None) -> str:
     if picture is None:
-        return f'<div class="lost">picture cannot be read: {escape(_file_name(path))}</div>'
+        return f'<div class="lost">picture cannot be read: {escape(_file_name(shown.image or ""))}</div>'
     size = f'width="{picture.width}" height="{picture.height}"'
     return f'<img src="{picture.uri}" {size} alt="picture: {escape(shown.caption)}">'
 

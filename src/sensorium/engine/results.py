@@ -1,7 +1,7 @@
 """Evaluations as files: ``RUN/evaluation/<name>.json``, written after an evaluation, read by the report.
 
 One file holds an ``Evaluation`` of contract.py as plain JSON, with ``split``, ``step`` and ``checkpoint`` beside it;
-its details are files of their own, ``RUN/evaluation/<name>/<detail>.json``.
+its details and pictures are files of their own, ``RUN/evaluation/<name>/<detail>.json`` and ``…/<picture>``.
 A metric ``chance/<name>`` is what guessing would give for the metric ``<name>``.
 """
 
@@ -15,10 +15,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from sensorium import reading
-from sensorium.engine.contract import Evaluation
+from sensorium.engine.contract import Card, Evaluation, Gallery, Shown
 from sensorium.engine.files import plain
 from sensorium.errors import CheckpointError
-from sensorium.files import make_folder, write_json
+from sensorium.files import make_folder, write_file, write_json
 
 FOLDER = "evaluation"
 _EVALUATION = TypeAdapter(Evaluation)
@@ -42,8 +42,8 @@ class Result:
 
 def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
     """Plain values; numbers that are not finite become the words ``nan``, ``inf`` and ``-inf``."""
-    content: dict[str, Any] = plain(asdict(replace(evaluation, details={})))
-    del content["details"]
+    content: dict[str, Any] = plain(asdict(replace(evaluation, details={}, pictures={})))
+    del content["details"], content["pictures"]
     return content
 
 
@@ -64,16 +64,29 @@ def evaluation_from_json(content: Mapping[str, Any]) -> Evaluation:
 
 
 def write_result(run: Path, result: Result) -> Path:
-    """Write ``RUN/evaluation/<name>.json`` atomically, after its details, and return its path."""
+    """Write ``RUN/evaluation/<name>.json`` atomically, after its details and pictures, and return its path."""
     head = {"split": result.split, "step": result.step, "checkpoint": result.checkpoint}
-    path = run / FOLDER / f"{result.name}.json"
-    make_folder(path.parent)
-    content = {**head, **evaluation_to_json(result.evaluation)}
-    for name, values in result.evaluation.details.items():
-        make_folder(path.with_suffix(""))
-        write_json(path.with_suffix("") / f"{name}.json", plain(values))
-    write_json(path, content)
+    folder, evaluation = run / FOLDER / result.name, result.evaluation
+    make_folder(folder if evaluation.details or evaluation.pictures else folder.parent)
+    for name, values in evaluation.details.items():
+        write_json(folder / f"{name}.json", plain(values))
+    for name, data in evaluation.pictures.items():
+        write_file(folder / name, data)
+    placed = {name: f"{FOLDER}/{result.name}/{name}" for name in evaluation.pictures}
+    galleries = tuple(_placed(gallery, placed) for gallery in evaluation.galleries)
+    path = folder.parent / f"{result.name}.json"
+    write_json(path, {**head, **evaluation_to_json(replace(evaluation, galleries=galleries))})
     return path
+
+
+def _placed(gallery: Gallery, paths: Mapping[str, str]) -> Gallery:
+    """With the paths of stored pictures where their names stood."""
+
+    def shown(one: Shown) -> Shown:
+        return replace(one, image=paths.get(one.image, one.image)) if one.image else one
+
+    cards = tuple(Card(shown(card.query), tuple(shown(hit) for hit in card.found)) for card in gallery.cards)
+    return replace(gallery, cards=cards)
 
 
 def read_result(path: Path) -> Result:

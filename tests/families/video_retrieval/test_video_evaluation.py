@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sensorium import families
 from sensorium.data.items import Moment
@@ -18,6 +20,7 @@ from sensorium.engine.contract import Evaluation, Host, Sources
 from sensorium.errors import DataError
 from sensorium.families.video_retrieval.data import EvalSource, TrainSource
 from sensorium.families.video_retrieval.evaluator import VideoEvaluator
+from sensorium.families.video_retrieval.model import UnifiedTempMeSTOPModel
 from sensorium.families.video_retrieval.task import VideoRetrievalTask
 
 FAMILY = families.load("video_retrieval")
@@ -202,3 +205,19 @@ def test_the_test_part_stays_closed_while_training(tmp_path: Path) -> None:
     result = train({"data": {"protocol": "paper"}}, tmp_path / "paper")
     assert result is not None
     assert any("selected on test" in warning for warning in result.warnings)
+
+
+def test_what_is_merged_is_drawn(
+    prepared: tuple[settings.RunConfig, Sources], source: EvalSource, task: VideoRetrievalTask
+) -> None:
+    """The last gallery shows the pictures that are stored with the result; without merging there are none."""
+    found = judged(prepared[0], source, task, drawn(source))
+    last = found.galleries[-1]
+    assert (last.title, last.large) == ("what is merged", True)
+    assert [card.query.image for card in last.cards] == list(found.pictures) == ["merging-0.png", "merging-1.png"]
+    assert last.cards[1].query.caption.startswith(source.videos[-1].text)
+    with Image.open(io.BytesIO(found.pictures["merging-0.png"])) as picture:
+        assert picture.width > picture.height // 2 > 500
+    assert judged(prepared[0], source, task, drawn(source), final=False).pictures == {}
+    plain = VideoRetrievalTask(UnifiedTempMeSTOPModel(prepared[0].model.model_copy(update={"kind": "lora"})), 1).eval()
+    assert judged(prepared[0], source, plain, drawn(source)).pictures == {}

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from video_rows import build, videos
 
+from sensorium.data.frames import DirectFrames, Look, Stretch
 from sensorium.errors import DataError
-from sensorium.families.video_retrieval.data import DataConfig
 from sensorium.families.video_retrieval.pictures import (
     CELL,
     GAP,
@@ -124,4 +124,4 @@ def test_the_blocks_that_are_shown() -> None:
 
 def test_what_is_no_video(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none"):
-        look_at(tmp_path / "none.mp4", build("unified"), DataConfig())
+        look_at(Stretch(tmp_path / "none.mp4"), DirectFrames(Look(32, 3.0, 192)), "segments", 8)

@@ -5,6 +5,7 @@ Legend: V videos, C captions, each encoded once, Q queries (a caption of a video
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -16,6 +17,7 @@ from sensorium.engine.settings import RunConfig
 from sensorium.errors import DataError
 from sensorium.families.video_retrieval.data import Clip, EvalSource
 from sensorium.families.video_retrieval.localise import overlap, timeline
+from sensorium.families.video_retrieval.pictures import look_at, traced
 from sensorium.families.video_retrieval.task import VideoRetrievalTask, sections
 from sensorium.metrics.rescoring import dual_softmax, querybank_norm
 from sensorium.metrics.retrieval import RetrievalResult, judge, products
@@ -24,7 +26,7 @@ KS = (1, 5, 10, 50)
 SUMMED = (1, 5, 10)
 BEST_R_SUM = 2 * 100 * len(SUMMED)
 LOSS_ROWS = 128  # of a chunk of the validation loss
-CARDS, SHOWN = 6, 5
+CARDS, SHOWN, DRAWN = 6, 5, 2
 OVERLAPS = (0.3, 0.5, 0.7)
 NAMES: Mapping[str, tuple[str, str]] = {"t2v": ("text", "video"), "v2t": ("video", "text")}
 Results = Mapping[str, RetrievalResult]
@@ -73,10 +75,12 @@ class VideoEvaluator:
         tables = [_table(rows, source)]
         if self.settings.localise:
             tables += _localisation(source, task)
+        pictures, drawn = _merging(source, task)
         warnings = list(_warnings(metrics))
         if self.protocol == "paper":
             warnings.append("selected on test (data.protocol=paper): these numbers say nothing of other videos")
-        return Evaluation(metrics, tuple(tables), tuple(_galleries(scores_VC, source)), tuple(warnings))
+        galleries = (*_galleries(scores_VC, source), *drawn)
+        return Evaluation(metrics, tuple(tables), galleries, tuple(warnings), pictures=pictures)
 
     @torch.no_grad()
     def _loss(self, videos: np.ndarray, captions: np.ndarray, source: EvalSource, task: VideoRetrievalTask) -> float:
@@ -203,6 +207,22 @@ def _galleries(scores_VC: np.ndarray, source: EvalSource) -> Iterator[Gallery]:
         found = tuple(Shown(source.captions[c], right=c in right, score=float(scores[c])) for c in best)
         cards.append(Card(_show(source.videos[video]), found))
     yield Gallery("video finds text", tuple(cards))
+
+
+def _merging(source: EvalSource, task: VideoRetrievalTask) -> tuple[dict[str, bytes], list[Gallery]]:
+    """What becomes of the patches of some videos, as pictures by file name and the gallery that shows them; nothing
+    where nothing is merged."""
+    if not task.model.on.merge:
+        return {}, []
+    pictures, cards, media = {}, [], source.media
+    numbers = np.linspace(0, len(source.videos) - 1, min(DRAWN, len(source.videos))).round().astype(int)
+    for place, clip in enumerate(source.videos[number] for number in numbers):
+        packed, seen = io.BytesIO(), look_at(clip.stretch, media.reader, media.rule, media.frames)
+        traced(seen, task.model).save(packed, "PNG", compress_level=1)
+        pictures[f"merging-{place}.png"] = packed.getvalue()
+        cards.append(Card(Shown(f"{clip.text} ({seen.name})", image=f"merging-{place}.png"), ()))
+    note = "Rows are frames, columns what blocks leave. Patches of one outline are one token, in whichever frames."
+    return pictures, [Gallery("what is merged", tuple(cards), note, large=True)]
 
 
 def _show(clip: Clip, right: bool | None = None, score: float | None = None) -> Shown:

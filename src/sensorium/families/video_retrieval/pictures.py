@@ -8,8 +8,6 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sensorium.data.frames import DirectFrames, Look, Stretch, stacked
+from sensorium.data.frames import FrameReader, Stretch, stacked
 from sensorium.data.sampling import RULES, Rule, Seconds, nearest
 from sensorium.families.video_retrieval.model import UnifiedTempMeSTOPModel
 from sensorium.families.video_retrieval.plan import Plan
@@ -41,19 +39,6 @@ class Seen:
     name: str
 
 
-class Sampled(Protocol):
-    """What of a configuration says which instants are seen."""
-
-    @property
-    def sampling(self) -> Rule: ...
-
-    @property
-    def cache_fps(self) -> float: ...
-
-    @property
-    def cache_max_frames(self) -> int: ...
-
-
 @dataclass(frozen=True)
 class Column:
     """A heading of two lines, and ``cells``: a picture for each frame."""
@@ -63,19 +48,18 @@ class Column:
     cells: Sequence[Pixels]
 
 
-def look_at(path: Path, model: UnifiedTempMeSTOPModel, sampling: Sampled) -> Seen:
-    """The frames of a video that a model sees when it is evaluated. Raises DataError."""
-    reader = DirectFrames(Look(model.clip.shape.resolution, sampling.cache_fps, sampling.cache_max_frames))
+def look_at(stretch: Stretch, reader: FrameReader, rule: Rule, count: int) -> Seen:
+    """The ``count`` frames of a video that a model sees when it is evaluated. Raises DataError."""
     instants: list[float] = []
 
     def choose(length: float) -> Seconds:
-        found = RULES[sampling.sampling](length, model.frames, None)
+        found = RULES[rule](length, count, None)
         grid = reader.look.instants(length)
         instants.extend(grid[nearest(found, grid)].tolist())
         return found
 
-    images = reader.read(Stretch(path), choose)
-    return Seen(torch.from_numpy(stacked(images, reader.look.side)), instants, path.name)
+    images = reader.read(stretch, choose)
+    return Seen(torch.from_numpy(stacked(images, reader.look.side)), instants, stretch.path.name)
 
 
 def shown_blocks(plan: Plan) -> list[int]:
@@ -84,6 +68,14 @@ def shown_blocks(plan: Plan) -> list[int]:
     joins = [step.block for step in plan.joins]
     chosen = {0, max(0, joins[0] - 1), *joins, last} if joins else {last * part // 3 for part in range(4)}
     return sorted(chosen)
+
+
+@torch.inference_mode()
+def traced(seen: Seen, model: UnifiedTempMeSTOPModel) -> Image.Image:
+    """What a model, in eval mode, merges of a video."""
+    device = model.clip.temperature.log_scale.device
+    mask = torch.ones(1, len(seen.frames), dtype=torch.bool, device=device)
+    return merging_picture(seen, model.trace(seen.frames[None].to(device), mask), model.plan)
 
 
 def merging_picture(seen: Seen, states: Sequence[TokenState], plan: Plan) -> Image.Image:
