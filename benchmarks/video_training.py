@@ -72,14 +72,14 @@ STILLS: dict[str, Any] = {
         "options": {"art": ["twemoji", "openmoji"], **SPLIT},
         "augment": "randaugment",
     },
-    "train": {"epochs": 60, "batch_size": 64, "micro_batches": 1, "precision": "fp32"},
+    "train": {"epochs": 25, "batch_size": 64, "micro_batches": 1, "precision": "fp32"},
     "optim": {"lr": 5e-4, "weight_decay": 0.05},
     "schedule": {"warmup_epochs": 3},
     "loader": {"workers": 0},
 }
 CLIPS: dict[str, Any] = {
     "data": {"format": "fluent_emoji", "options": SPLIT, "augment": "randaugment"},
-    "train": {"epochs": 12, "batch_size": 32, "micro_batches": 1, "precision": "fp32"},
+    "train": {"epochs": 6, "batch_size": 32, "micro_batches": 1, "precision": "fp32"},
     "optim": {"lr": 1e-3, "groups": {"stop*": {"lr_scale": 1.0}}, "weight_decay": 0.05},
     "schedule": {"warmup_epochs": 1},
     "loader": {"workers": 0},

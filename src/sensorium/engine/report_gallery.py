@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from sensorium.engine.contract import Card, Gallery, Shown
-from sensorium.engine.report_media import LARGE_SIDE, PICTURE_SIDE, Media, Picture
+from sensorium.engine.report_media import LARGE, SMALL, Media, Picture
 from sensorium.engine.results import Result
 
 OPEN_CARDS = 4  # of a gallery; the others unfold
@@ -56,9 +56,7 @@ def _large_card(card: Card, media: Media) -> str:
     """The picture as wide as the page, and below it whatever belongs to it."""
     hits = "".join(_hit(place, hit, media) for place, hit in enumerate(card.found, start=1))
     found = f'<ol class="hits">{hits}</ol>' if hits else ""
-    return (
-        f'<article class="card large"><div class="query">{_shown(card.query, media, LARGE_SIDE)}</div>{found}</article>'
-    )
+    return f'<article class="card large"><div class="query">{_shown(card.query, media, LARGE)}</div>{found}</article>'
 
 
 def _verdict(card: Card) -> str:
@@ -84,9 +82,9 @@ def _hit(place: int, hit: Shown, media: Media) -> str:
     )
 
 
-def _shown(shown: Shown, media: Media, side: int = PICTURE_SIDE) -> str:
+def _shown(shown: Shown, media: Media, limits: tuple[int, int] = SMALL) -> str:
     """Picture, players and caption; a caption that stands alone is shown large."""
-    seen = [] if shown.image is None else [_picture(shown, media.picture(shown.image, side))]
+    seen = [] if shown.image is None else [_picture(shown, media.picture(shown.image, limits))]
     if shown.audio is not None:
         seen.append(_player(shown, shown.audio, media))
     if shown.video is not None:

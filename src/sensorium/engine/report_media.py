@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from sensorium import reading
 from sensorium.engine.report_video import read_video
 
-PICTURE_SIDE, LARGE_SIDE = 160, 1280  # pixels of the longer side, at most
+SMALL, LARGE = (160, 160), (1280, 2560)  # width and height at most, in pixels
 SOUND_RATE = 16_000
 SOUND_SECONDS = 10
 WAVE_BARS = 48
@@ -56,16 +56,16 @@ class Media:
     def __init__(self, run: Path) -> None:
         self.run = run
         self.unreadable: dict[str, None] = {}
-        self._pictures: dict[tuple[str, int], Picture | None] = {}
+        self._pictures: dict[tuple[str, tuple[int, int]], Picture | None] = {}
         self._sounds: dict[str, Sound | None] = {}
         self._films: dict[str, Film | None] = {}
 
-    def picture(self, path: str, side: int = PICTURE_SIDE) -> Picture | None:
+    def picture(self, path: str, limits: tuple[int, int] = SMALL) -> Picture | None:
         """The picture at ``path`` (absolute, or relative to the run folder); None when it cannot be read."""
-        if (path, side) not in self._pictures:
-            self._pictures[path, side] = read_picture(self.run / path, side)
-            self._note(path, self._pictures[path, side] is None)
-        return self._pictures[path, side]
+        if (path, limits) not in self._pictures:
+            self._pictures[path, limits] = read_picture(self.run / path, limits)
+            self._note(path, self._pictures[path, limits] is None)
+        return self._pictures[path, limits]
 
     def sound(self, path: str) -> Sound | None:
         """The recording at ``path`` (absolute, or relative to the run folder); None when it cannot be read."""
@@ -87,8 +87,8 @@ class Media:
             self.unreadable[path] = None
 
 
-def read_picture(path: Path, side: int = PICTURE_SIDE) -> Picture | None:
-    """A picture on white, at most ``side`` pixels wide and high; None when it cannot be read."""
+def read_picture(path: Path, limits: tuple[int, int] = SMALL) -> Picture | None:
+    """A picture on white, within ``limits`` of width and height; None when it cannot be read."""
     try:
         with reading.open_plain(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
@@ -97,7 +97,7 @@ def read_picture(path: Path, side: int = PICTURE_SIDE) -> Picture | None:
             image = ImageOps.exif_transpose(opened).convert("RGBA")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, *reading.PICTURE_ERRORS):
         return None
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    image.thumbnail(limits, Image.Resampling.LANCZOS)
     ground = Image.new("RGBA", image.size, "white")
     data = io.BytesIO()
     Image.alpha_composite(ground, image).convert("RGB").save(data, "WEBP", quality=82, method=4)

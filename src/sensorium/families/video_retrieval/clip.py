@@ -167,7 +167,8 @@ class Clip(nn.Module):
 
 
 def open_clip(config: ModelConfig) -> Clip:
-    """The towers of ``model.clip`` with their weights, on the CPU. The factor of the cosines is 100 where it is frozen.
+    """The towers of ``model.clip`` with their weights, on the CPU, and the factor of the cosines that they were trained
+    with (100 in OpenAI's).
 
     Raises ConfigError where weights are missing, incomplete or of another shape.
     """
@@ -183,10 +184,7 @@ def open_clip(config: ModelConfig) -> Clip:
         raise ConfigError(f"CLIP {config.clip}: {folder}/config.json describes {found}; expected is {expected}")
     clip = _empty(found)
     load: Any = CLIPModel.from_pretrained
-    weights = from_hf(clip, load_pretrained(load, folder, config.clip).state_dict())
-    if config.loss.logit_scale == "frozen":
-        weights["temperature.log_scale"] = torch.tensor(math.log(LARGEST_SCALE))
-    clip.load_state_dict(weights)
+    clip.load_state_dict(from_hf(clip, load_pretrained(load, folder, config.clip).state_dict()))
     return clip
 
 

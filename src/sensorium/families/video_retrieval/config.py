@@ -51,7 +51,8 @@ class LossConfig(Section):
         "those of one micro-batch.",
     )
     logit_scale: Literal["frozen", "learned"] = Field(
-        "frozen", description="Factor of the cosines: 100, or learned with the towers (needs `model.train_clip`)."
+        "frozen",
+        description="Factor of the cosines: as CLIP was trained (100), or learned with it (needs `model.train_clip`).",
     )
 
     @model_validator(mode="after")

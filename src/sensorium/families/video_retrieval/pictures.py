@@ -6,6 +6,7 @@ Legend: T frames, R pixels, P patches of a frame, G patches of its side, S slots
 from __future__ import annotations
 
 import colorsys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -90,11 +91,12 @@ def merging_picture(seen: Seen, states: Sequence[TokenState], plan: Plan) -> Ima
     blocks, cell = shown_blocks(plan), side * scale
     columns = [Column("input", "as the model sees it", list(frames)), _saliency(frames, states)]
     columns += [_merged(frames, states[block + 1], block) for block in blocks]
-    text = caption(seen, states, blocks)
-    width = LEFT + len(columns) * (cell + GAP)
+    width, font = LEFT + len(columns) * (cell + GAP), ImageFont.load_default(14)
+    most = int((width - 12) / font.getlength("0"))
+    text = [line for words in caption(seen, states, blocks) for line in textwrap.wrap(words, most)]
     height = HEAD + len(frames) * (cell + GAP) + LINE * (len(text) + 1)
     page = Image.new("RGB", (width, height), PAPER)
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(14)
+    pen = ImageDraw.Draw(page)
     for row, second in enumerate(seen.seconds):
         pen.text((6, HEAD + row * (cell + GAP) + cell // 2), f"{second:.2f} s", INK, font, "lm")
     for number, column in enumerate(columns):
