@@ -103,7 +103,10 @@ STATIC_8 = (*TIME_CODE, *(channel.name for channel in CONSTANT))
 
 _BY_NAME = {channel.name: channel for channel in (*MERRA2_160, *CONSTANT)}
 
-_PRESSURES = {"era5-wb2": (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000), "hrrr": range(50, 1001, 25)}
+_PRESSURES = {
+    "era5-wb2": (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000),
+    "hrrr": range(50, 1001, 25),
+}
 
 
 def nearest_level(preset: str, level: int) -> int:
