@@ -223,4 +223,3 @@ def load(path: Path, axes: int = 4) -> Tensor:
         wanted = {4: "[T, C, H, W]", 3: "[C, H, W]"}[axes]
         raise DataError(f"{path}: shape {list(found.shape)}; expected {wanted}")
     return found
-
