@@ -27,11 +27,12 @@ def others(entries: Sequence[Entry], seed: int) -> np.ndarray:
     for narrow in (_question_place, _question, _all):
         classes: dict[tuple[str, ...], list[int]] = {}
         for number in np.flatnonzero(partner < 0):
-            classes.setdefault(narrow(entries[number]), []).append(int(number))
+            classes.setdefault(narrow(entries[int(number)]), []).append(int(number))
         for members in classes.values():
             _exchange(partner, members, entries, draw)
     for number in np.flatnonzero(partner < 0):  # one is left over: it takes any other field, which is then shown twice
-        allowed = [other for other in range(len(entries)) if _owner(entries[other]) != _owner(entries[number])]
+        own = _owner(entries[int(number)])
+        allowed = [other for other, entry in enumerate(entries) if _owner(entry) != own]
         if not allowed:
             raise DataError("all samples of the split have the same field; fields cannot be exchanged between them")
         partner[number] = draw.choice(allowed)

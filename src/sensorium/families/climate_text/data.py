@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sensorium.config import Section
-from sensorium.data.fields import channels, samples, tree
+from sensorium.data.fields import channels, places, samples, tree
 from sensorium.data.fields.channels import Normal, Scalers
 from sensorium.data.fields.samples import Loader, TimePolicy
 from sensorium.data.fields.tree import Entry, Layout
@@ -121,13 +121,14 @@ def measured(part: Part) -> Scalers:
     for number, entry in enumerate(part.entries):
         if entry.climate_file in seen:
             continue
-        seen.add(entry.climate_file)
         found = part.sample(number)
         rows = _rows(found.names, part.names, part.folder / entry.climate_file, fill=False)
         parts["field"].add(found.field[:, rows].transpose(0, 1).flatten(1).numpy())
-        for key, some, axis in (("climatology", found.climatology, rows), ("static", found.static, None)):
-            if some is not None:
-                parts[key].add((some if axis is None else some[axis]).flatten(1).numpy())
+        if found.climatology is not None and entry.climatology_file not in seen:
+            parts["climatology"].add(found.climatology[rows].flatten(1).numpy())
+        if found.static is not None and entry.static_file not in seen:
+            parts["static"].add(found.static.flatten(1).numpy())
+        seen |= set(entry.files)
     normals = {key: one.normal() if one.count else Normal((), (), ()) for key, one in parts.items()}
     return Scalers(normals["field"], normals["static"], normals["climatology"])
 
@@ -171,7 +172,7 @@ class Inputs:
             "climatology_given": climatology is not None,
             "lat": torch.from_numpy(found.lat.copy()),
             "lon": torch.from_numpy(found.lon.copy()),
-            "day_hour": torch.from_numpy(samples.places.time_code(time)),
+            "day_hour": torch.from_numpy(places.time_code(time)),
             "input_time": found.input_time,
             "lead_time": found.lead_time,
             "field_given": True,
