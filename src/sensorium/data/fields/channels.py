@@ -103,7 +103,7 @@ STATIC_8 = (*TIME_CODE, *(channel.name for channel in CONSTANT))
 
 _BY_NAME = {channel.name: channel for channel in (*MERRA2_160, *CONSTANT)}
 
-_PRESSURES = {
+_PRESSURES: Mapping[str, Sequence[int]] = {
     "era5-wb2": (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000),
     "hrrr": range(50, 1001, 25),
 }
@@ -217,10 +217,10 @@ def read_scalers(content: Any) -> Scalers:
 
 
 def _normal(part: str, content: Any) -> Normal:
-    lists = [content.get(key) for key in ("names", "mean", "std")] if isinstance(content, Mapping) else [None]
-    if not all(isinstance(one, list) for one in lists):
-        raise DataError(f"{part}: expected the lists names, mean and std")
+    lists = [content.get(key) if isinstance(content, Mapping) else None for key in ("names", "mean", "std")]
     names, mean, std = lists
+    if not (isinstance(names, list) and isinstance(mean, list) and isinstance(std, list)):
+        raise DataError(f"{part}: expected the lists names, mean and std")
     if not all(isinstance(name, str) for name in names):
         raise DataError(f"{part}: names: expected texts")
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in (*mean, *std)):

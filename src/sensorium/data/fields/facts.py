@@ -72,7 +72,8 @@ def look(z_TCHW: Array, labels: Sequence[str]) -> Seen | None:
     the first to the last time; ``comparison`` is asked of one channel and axis, see ``halves``.
     """
     cells_TCN = np.stack([cell_means(z_CHW) for z_CHW in z_TCHW])
-    if np.isfinite(cells_TCN).mean() < _COVERED or not np.isfinite(cells_TCN).all(0).any(1).all():
+    measured_CN = np.asarray(np.isfinite(cells_TCN).all(axis=0))
+    if measured_CN.mean() < _COVERED or not np.all(measured_CN.any(axis=1)):
         return None
     mean_CN = cells_TCN.mean(0)
     strength_CN = np.nan_to_num(np.abs(mean_CN), nan=-1.0)

@@ -194,8 +194,11 @@ def candidates(kind: str, facts: Mapping[str, Any], variables: Sequence[str]) ->
 
 
 def require_labels(labels: Sequence[str]) -> None:
-    """Raise DataError when the parser could not tell the labels of channels apart."""
+    """Raise DataError when texts with these labels of channels could not be read back."""
     for label in labels:
-        told = tell("variable", {"variable": label})
-        if not label.strip() or labels.count(label) > 1 or read(told, labels).get("variable") != label:
-            raise DataError(f"the label {label!r} of a channel is given twice, or holds another; texts need clear ones")
+        facts = {"variable": label, "size": 1.5, "unit": "standard deviations"}
+        facts |= {kind: answers[0] for kind, answers in CLOSED.items()}
+        for kind, told in TOLD.items():
+            wanted = {one: facts[one] for one in told}
+            if not label.strip() or labels.count(label) > 1 or read(tell(kind, facts), labels) != wanted:
+                raise DataError(f"{label!r}: the label of a channel must stand once, and hold no word of the answers")

@@ -1,0 +1,320 @@
+"""From fields and texts to batches: the data of the family `climate_text`.
+
+Legend: B rows, T times, C channels, X static fields, H rows of the map from the south, W columns, S tokens.
+
+A batch holds ``field`` ``[B, T, C, H, W]``, ``static`` ``[B, X, H, W]`` and ``climatology`` ``[B, C, H, W]``, all
+normalised here in fp32 (neutral zeros where a file has none, said by ``static_given`` and ``climatology_given`` ``[B]``
+bool); ``lat`` ``[B, H]`` and ``lon`` ``[B, W]`` degrees; ``day_hour`` ``[B, 4]``, cos and sin of day and hour, zeros
+where the time is not known; ``input_time`` and ``lead_time`` ``[B]`` hours; ``field_given`` ``[B]`` bool, false where
+the text has to do alone. ``input_ids`` ``[B, S]`` int64 is the prompt, the target and its end, padded on the right;
+``attention_mask`` and ``target_mask`` ``[B, S]`` bool: what is no padding, and what is to be predicted. ``groups``
+``[B]`` int64: entries that hang together.
+
+A batch of an evaluation also holds ``row`` and ``control`` ``[B]`` int64, see ``EvalSource``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from sensorium.config import Section
+from sensorium.data.fields import channels, places, samples, tree
+from sensorium.data.fields.channels import Normal, Scalers
+from sensorium.data.fields.samples import Loader, TimePolicy
+from sensorium.data.fields.tree import Entry, Layout
+from sensorium.engine.contract import Batch, Mix
+from sensorium.engine.seeds import derive, generator
+from sensorium.errors import DataError
+from sensorium.families.climate_text.controls import CONTROLS, Control, others
+from sensorium.families.climate_text.prompts import Texts
+
+_STACKED = ("field", "static", "climatology", "lat", "lon", "day_hour")
+
+
+class DataConfig(Section):
+    """Where fields and texts come from, and how they are read."""
+
+    train_path: str = Field("data/training/train", description="Folder of index.json and the files of training.")
+    val_path: str | None = Field("data/training/val", description="Likewise for validation; null: none.")
+    test_path: str | None = Field(None, description="Likewise for a test after training; null: none.")
+    time_policy: TimePolicy = Field(
+        "exact", description="exact: two times; repeat: one, taken twice; pairs: three or more, two by two."
+    )
+    variables: list[str] | str | None = Field(
+        None, description="Channels for the model, a list or the name of a set; null: those of the training data."
+    )
+    fill_missing: Literal["error", "mean"] = Field(
+        "error", description="A channel that a file lacks: refused, or taken as its mean everywhere."
+    )
+    strict_inputs: bool = Field(False, description="Refuse files without positions instead of assuming some.")
+    max_length: int = Field(512, ge=8, le=1_000_000, description="Tokens of prompt and target together, at most.")
+    too_long: Literal["raise", "truncate"] = Field("raise", description="What becomes of longer ones.")
+    prompt_style: Literal["plain", "chat"] = Field(
+        "plain", description="The text as it is, or in the language model's own form of a conversation."
+    )
+    num_workers: int = Field(2, ge=0, le=64, description="Processes that read data.")
+    pin_memory: Literal["auto"] | bool = Field("auto", description="Page-locked batches; auto: where there is a GPU.")
+    cache: bool = Field(True, description="Keep the tokens of a frozen climate encoder instead of encoding again.")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split on the disk. ``load`` opens a field, ``names`` are the channels that the model takes, in its order."""
+
+    folder: Path
+    entries: tuple[Entry, ...]
+    layout: Layout
+    names: tuple[str, ...]
+    load: Loader = tree.load
+
+    def sample(self, number: int) -> samples.Sample:
+        return samples.read(self.folder, self.entries[number], self.layout, self.load)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """``[N]`` numbers of the groups; an entry without one is alone."""
+        numbers: dict[tuple[str, object], int] = {}
+        keys = [("group", one.group) if one.group else ("entry", n) for n, one in enumerate(self.entries)]
+        return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the entries, their channels, and the sizes of their files. Not of the bytes: a test part stays unread."""
+        digest = hashlib.sha256(json.dumps([self.names, self.layout.names, self.layout.static]).encode())
+        for entry in self.entries:
+            digest.update(entry.model_dump_json().encode())
+        for name in sorted({name for entry in self.entries for name in entry.files}):
+            path = self.folder / name
+            digest.update(json.dumps([name, path.stat().st_size if path.is_file() else None]).encode())
+        return digest.hexdigest()
+
+
+def open_part(folder: Path, data: DataConfig, names: Sequence[str] | None = None) -> Part:
+    """Read the index of a split. ``names``: the channels that the model takes; None: as ``data.variables`` says, else
+    those of the first field. Raises DataError and ConfigError."""
+    entries = tuple(tree.read_index(folder))
+    layout = tree.layout(folder)
+    if names is None and data.variables is not None:
+        names = channels.names_of(data.variables)
+    if names is None:
+        names = layout.of(entries[0], tree.load(folder / entries[0].climate_file).shape[1])
+    return Part(folder, entries, layout, tuple(names))
+
+
+def measured(part: Part) -> Scalers:
+    """Mean and standard deviation of the channels over the fields of a split, for a tree without ``stats.json``."""
+    from sensorium.data.fields.writing import Moments
+
+    parts = {"field": Moments(part.names), "climatology": Moments(part.names), "static": Moments(part.layout.static)}
+    seen: set[str] = set()
+    for number, entry in enumerate(part.entries):
+        if entry.climate_file in seen:
+            continue
+        found = part.sample(number)
+        rows = _rows(found.names, part.names, part.folder / entry.climate_file, fill=False)
+        parts["field"].add(found.field[:, rows].transpose(0, 1).flatten(1).numpy())
+        if found.climatology is not None and entry.climatology_file not in seen:
+            parts["climatology"].add(found.climatology[rows].flatten(1).numpy())
+        if found.static is not None and entry.static_file not in seen:
+            parts["static"].add(found.static.flatten(1).numpy())
+        seen |= set(entry.files)
+    normals = {key: one.normal() if one.count else Normal((), (), ()) for key, one in parts.items()}
+    return Scalers(normals["field"], normals["static"], normals["climatology"])
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How entries become arrays. ``dropout``: share of training samples whose field is withheld."""
+
+    data: DataConfig
+    texts: Texts
+    scalers: Scalers
+    dropout: float = 0.0
+
+    def climate(self, part: Part, number: int) -> dict[str, Any]:
+        """The part of an example that is a field. Raises DataError naming the file."""
+        found = part.sample(number)
+        path = part.folder / part.entries[number].climate_file
+        try:
+            if found.assumed and self.data.strict_inputs:
+                raise DataError("has no lat and lon; give both, or set data.strict_inputs to false")
+            samples.require_times(found.field.shape[0], self.data.time_policy)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+        rows = _rows(found.names, part.names, path, fill=self.data.fill_missing == "mean")
+        field_TCHW = _taken(found.field, rows, self.scalers.field.of(part.names))
+        if self.data.time_policy == "repeat":
+            field_TCHW = field_TCHW.expand(2, -1, -1, -1)
+        static, climatology = found.static, found.climatology
+        H, W = field_TCHW.shape[-2:]
+        X, C = len(part.layout.static), len(part.names)
+        time = found.times[-1] if len(found.times) else None
+        return {
+            "field": field_TCHW.contiguous(),
+            "static": torch.zeros(X, H, W)
+            if static is None
+            else _taken(static, range(X), self.scalers.static.of(part.layout.static)),
+            "static_given": static is not None,
+            "climatology": torch.zeros(C, H, W)
+            if climatology is None
+            else _taken(climatology, rows, self.scalers.climatology.of(part.names)),
+            "climatology_given": climatology is not None,
+            "lat": torch.from_numpy(found.lat.copy()),
+            "lon": torch.from_numpy(found.lon.copy()),
+            "day_hour": torch.from_numpy(places.time_code(time)),
+            "input_time": found.input_time,
+            "lead_time": found.lead_time,
+            "field_given": True,
+        }
+
+    def text(self, part: Part, number: int) -> dict[str, Any]:
+        """The part of an example that is text. Raises DataError for one that is too long."""
+        entry = part.entries[number]
+        try:
+            prompt, target = self.texts.encode(entry.text, entry.target)
+        except DataError as error:
+            raise DataError(f"{part.folder / tree.INDEX}: entry {number}: {error}") from None
+        return {"prompt_ids": prompt, "target_ids": target}
+
+
+def _rows(found: Sequence[str], wanted: Sequence[str], path: Path, *, fill: bool) -> list[int]:
+    """For each wanted channel where it stands in the file, -1 for one to be filled. Raises DataError."""
+    place = {name: number for number, name in enumerate(found)}
+    if not fill and (lacking := [name for name in wanted if name not in place]):
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        raise DataError(
+            f"{path}: lacks the channels {', '.join(lacking[:5])}{more}; set data.fill_missing to mean, or take others"
+        )
+    return [place.get(name, -1) for name in wanted]
+
+
+def _taken(values: Tensor, rows: Sequence[int], scale: tuple[np.ndarray, np.ndarray]) -> Tensor:
+    """``[..., C, H, W]`` of the channels ``rows``, normalised in fp32; what a file lacks is zero, its mean."""
+    mean, std = (torch.from_numpy(one)[:, None, None] for one in scale)
+    index = torch.tensor(list(rows))
+    taken = (values.index_select(-3, index.clamp(min=0)) - mean) / std
+    return torch.where((index >= 0)[:, None, None], taken, torch.zeros(()))
+
+
+@dataclass(eq=False)
+class TrainSource:
+    """The entries of a split, their fields withheld now and then (``Inputs.dropout``)."""
+
+    part: Part
+    inputs: Inputs
+    groups: np.ndarray | None = None
+    mix: Mix | None = None
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fingerprint = self.part.fingerprint
+        self._groups = self.part.groups
+
+    def __len__(self) -> int:
+        return len(self.part.entries)
+
+    def example(self, index: int, seed: int) -> Mapping[str, Any]:
+        given = generator(seed, "climate_dropout").random() >= self.inputs.dropout
+        climate = self.inputs.climate(self.part, index)
+        return {
+            **climate,
+            **self.inputs.text(self.part, index),
+            "field_given": bool(given),
+            "groups": int(self._groups[index]),
+        }
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
+        return collate(examples, self.inputs.texts.pad)
+
+
+@dataclass(eq=False)
+class EvalSource:
+    """The entries of a split, once for each control: with their own field, with that of another entry, with none.
+
+    Sample ``index`` is entry ``row = index % N`` under control number ``index // N`` of ``controls``. Whose field the
+    control ``shuffled`` takes follows from ``seed`` alone.
+    """
+
+    part: Part
+    inputs: Inputs
+    controls: tuple[Control, ...] = CONTROLS
+    seed: int = 0
+    groups: np.ndarray | None = None
+    mix: Mix | None = None
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fingerprint = self.part.fingerprint
+        self._groups = self.part.groups
+        wanted = "shuffled" in self.controls
+        seed = derive(self.seed, "shuffled")
+        self.partner = others(self.part.entries, seed) if wanted else np.arange(len(self.part.entries))
+
+    @property
+    def rows(self) -> int:
+        """Entries, N."""
+        return len(self.part.entries)
+
+    def __len__(self) -> int:
+        return self.rows * len(self.controls)
+
+    def example(self, index: int, seed: int) -> Mapping[str, Any]:
+        del seed
+        control, row = divmod(index, self.rows)
+        kind = self.controls[control]
+        climate = self.inputs.climate(self.part, int(self.partner[row]) if kind == "shuffled" else row)
+        return {
+            **climate,
+            **self.inputs.text(self.part, row),
+            "field_given": kind != "absent",
+            "groups": int(self._groups[row]),
+            "row": row,
+            "control": CONTROLS.index(kind),
+        }
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
+        batch = collate(examples, self.inputs.texts.pad)
+        for name in ("row", "control"):
+            batch[name] = torch.tensor([one[name] for one in examples])
+        return batch
+
+
+def collate(examples: Sequence[Mapping[str, Any]], pad: int) -> Batch:
+    """Examples side by side, texts padded on the right. Raises DataError for fields of different shapes."""
+    shapes = {tuple(one["field"].shape) for one in examples}
+    if len(shapes) > 1:
+        some = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
+        raise DataError(f"fields of different shapes in one batch: {some}; a data set must have one shape")
+    batch: Batch = {name: torch.stack([one[name] for one in examples]) for name in _STACKED}
+    for name in ("static_given", "climatology_given", "field_given"):
+        batch[name] = torch.tensor([bool(one[name]) for one in examples])
+    for name in ("input_time", "lead_time"):
+        batch[name] = torch.tensor([float(one[name]) for one in examples], dtype=torch.float32)
+    batch["groups"] = torch.tensor([int(one["groups"]) for one in examples])
+    length = max(len(one["prompt_ids"]) + len(one["target_ids"]) for one in examples)
+    batch["input_ids"] = torch.full((len(examples), length), pad)
+    batch["attention_mask"] = torch.zeros(len(examples), length, dtype=torch.bool)
+    batch["target_mask"] = torch.zeros(len(examples), length, dtype=torch.bool)
+    for row, one in enumerate(examples):
+        prompt, target = one["prompt_ids"], one["target_ids"]
+        end = len(prompt) + len(target)
+        batch["input_ids"][row, :end] = torch.tensor([*prompt, *target])
+        batch["attention_mask"][row, :end] = True
+        batch["target_mask"][row, len(prompt) : end] = True
+    return batch
+
+
+def texts(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> Texts:
+    """How the texts of a data set become tokens. Raises ConfigError."""
+    return Texts(tokenizer, data.prompt_style, data.max_length, cut=data.too_long == "truncate")
