@@ -66,7 +66,12 @@ MODEL = {
 WORDS = 16  # tokens of a text
 STILLS: dict[str, Any] = {
     "model": {"kind": "clip_mean", "train_clip": True, "frames": 1, "words": WORDS, "loss": {"logit_scale": "learned"}},
-    "data": {"root": None, "format": "emoji", "options": {"art": ["twemoji", "openmoji"], **SPLIT}, "augment": "randaugment"},
+    "data": {
+        "root": None,
+        "format": "emoji",
+        "options": {"art": ["twemoji", "openmoji"], **SPLIT},
+        "augment": "randaugment",
+    },
     "train": {"epochs": 60, "batch_size": 64, "micro_batches": 1, "precision": "fp32"},
     "optim": {"lr": 5e-4, "weight_decay": 0.05},
     "schedule": {"warmup_epochs": 3},

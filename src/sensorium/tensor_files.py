@@ -29,13 +29,17 @@ _DAMAGE = (
 )  # what torch.load was seen to raise for files with flipped bits
 
 
-def read(path: Path) -> Any:
-    """What the file holds; no code in it is run. Raises CheckpointError for anything but tensors and plain values."""
+def read(path: Path, *, mapped: bool = False) -> Any:
+    """What the file holds; no code in it is run. Raises CheckpointError for anything but tensors and plain values.
+
+    ``mapped``: bytes of tensors come from the disk when they are needed; the file must not change meanwhile.
+    """
     try:
         with reading.open_plain(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd pickles: checksums say what they are worth
             _require_stored(file)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            source = path if mapped else file
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except IsADirectoryError:
         raise CheckpointError(f"{path}: a folder; give a .pt file that training wrote") from None
     except OSError as error:
