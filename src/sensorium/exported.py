@@ -89,10 +89,10 @@ def write_weights(folder: Path, loaded: Loaded) -> Path:
     return write_tensors(folder, session.weights_of(loaded.task, learnable(loaded.task)))
 
 
-def write_tensors(folder: Path, weights: Mapping[str, Tensor]) -> Path:
-    """Write any weights as ``model.safetensors``."""
+def write_tensors(folder: Path, weights: Mapping[str, Tensor], file: str = WEIGHTS) -> Path:
+    """Write any weights as ``model.safetensors``, or under another name."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    path = folder / WEIGHTS
+    path = folder / file
     checkpoint.write_tensors(path, tensors, {"format": "pt"})
     return path
 

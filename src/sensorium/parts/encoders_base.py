@@ -247,17 +247,20 @@ def load_pretrained(
     folder: Path,
     name: str,
     key_mapping: dict[str, str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    kind: str = "encoder",
 ) -> ModelT:
-    """``load`` is a class's ``from_pretrained``; ``key_mapping``: names in the file (patterns) -> names in the model.
+    """``load`` is a class's ``from_pretrained``; ``key_mapping``: names in the file (patterns) -> names in the model;
+    ``kind``: what the message calls it.
 
-    Weights in float32, every one from the file: a weight that is missing would be drawn at random, and is a
-    ConfigError here. An unused ``pooler`` is left out.
+    Every weight comes from the file: one that is missing would be drawn at random, and is a ConfigError here. An unused
+    ``pooler`` is left out.
     """
     try:
         with quiet():
             model, report = load(
                 folder,
-                dtype=torch.float32,
+                dtype=dtype,
                 local_files_only=True,
                 output_loading_info=True,
                 key_mapping=key_mapping,
@@ -266,7 +269,7 @@ def load_pretrained(
             )
     except LOAD_ERRORS as error:
         raise ConfigError(
-            f"encoder {name}: {folder} cannot be loaded ({reason(error)}); give a complete folder"
+            f"{kind} {name}: {folder} cannot be loaded ({reason(error)}); give a complete folder"
         ) from error
     if "pooler" in dict(model.named_children()):
         model.pooler = None
@@ -278,7 +281,7 @@ def load_pretrained(
     )
     if wrong:
         raise ConfigError(
-            f"encoder {name}: {len(wrong)} of its weights are not in {folder} or have another shape, first {wrong[0]}; "
+            f"{kind} {name}: {len(wrong)} of its weights are not in {folder} or have another shape, first {wrong[0]}; "
             "give the folder of a complete model of this kind"
         )
     return model

@@ -41,38 +41,40 @@ def package_path(ready: str, subject: str) -> Path:
     return path
 
 
-def model_folder(spec: str, kind: str, allowed: str, advice: str) -> Path:
+def model_folder(spec: str, kind: str, allowed: str, advice: str, *, weights: bool = True) -> Path:
     """The folder of a model: ``spec`` itself where it is one, else from the hub. Raises ConfigError; for the message
-    ``kind`` says what is sought ("text encoder"), ``allowed`` what ``spec`` may be, ``advice`` what to do offline."""
+    ``kind`` says what is sought ("text encoder"), ``allowed`` what ``spec`` may be, ``advice`` what to do offline.
+    ``weights=False``: configuration and tokenizer are enough."""
     folder = Path(spec).expanduser()
     if folder.is_dir():
         return folder
     if folder.is_absolute() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", spec):
         raise ConfigError(f"{kind} {spec!r}: no such folder. Allowed are {allowed}")
-    return hub_folder(spec, kind, advice)
+    return hub_folder(spec, kind, advice, weights=weights)
 
 
-def hub_folder(name: str, kind: str, advice: str) -> Path:
+def hub_folder(name: str, kind: str, advice: str, *, weights: bool = True) -> Path:
     """The folder with configuration, tokenizer and weights of ``name``, downloaded when it is not there yet.
 
-    ``kind``, ``advice``: see ``model_folder``. ``HF_HUB_OFFLINE``, ``HF_HOME`` and ``HF_ENDPOINT`` are respected.
-    Raises ConfigError naming the model, what failed and the ways out.
+    ``kind``, ``advice``, ``weights``: see ``model_folder``. ``HF_HUB_OFFLINE``, ``HF_HOME`` and ``HF_ENDPOINT`` are
+    respected. Raises ConfigError naming the model, what failed and the ways out.
     """
 
     def line(reason: str) -> str:
         return f"{kind} {name!r} is neither a folder nor in the local cache, and cannot be fetched ({reason}). {advice}"
 
+    choices = _WEIGHTS if weights else ([],)
     try:
-        for weights in _WEIGHTS:
-            folder = _local(name, weights)
+        for patterns in choices:
+            folder = _local(name, patterns)
             if folder is not None:
                 return folder
         if constants.HF_HUB_OFFLINE:
             raise ConfigError(line("HF_HUB_OFFLINE forbids to fetch it"))
         _require_answer()
-        for weights in _WEIGHTS:
-            folder = Path(_snapshot(name, weights, only_local=False))
-            if _complete(folder, weights):
+        for patterns in choices:
+            folder = Path(_snapshot(name, patterns, only_local=False))
+            if _complete(folder, patterns):
                 return folder
     except HFValidationError as error:
         raise ConfigError(line("this is no possible hub name")) from error
@@ -109,7 +111,7 @@ def _snapshot(name: str, weights: list[str], only_local: bool) -> str:
 
 
 def _complete(folder: Path, weights: list[str]) -> bool:
-    return (folder / "config.json").is_file() and any(any(folder.glob(pattern)) for pattern in weights)
+    return (folder / "config.json").is_file() and (not weights or any(any(folder.glob(one)) for one in weights))
 
 
 def _reason(error: Exception) -> str:

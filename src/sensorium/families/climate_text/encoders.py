@@ -1,0 +1,129 @@
+"""The encoders of fields, by name, and what a trainable reduction of their tokens looks like.
+
+An encoder has ``encode(batch) -> (tokens [B, N, D], lat [B, N], lon [B, N])``, ``width`` (D) and ``identity``. A third
+one is a file beside ``prithvi.py`` and ``grid_vit.py``, a name in ``config.py`` and a line in ``open_encoder``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from sensorium.data.fields.channels import Scalers
+from sensorium.errors import ConfigError
+from sensorium.families.climate_text.config import ModelConfig
+from sensorium.families.climate_text.grid_vit import GridVit
+from sensorium.families.climate_text.prithvi import PrithviEncoder, random_shape
+from sensorium.families.climate_text.prithvi_weights import find_weights, open_prithvi
+from sensorium.parts.attention import CrossAttention, Mlp, init_weights
+
+
+class Encoder(Protocol):
+    """What reads fields."""
+
+    width: int
+
+    @property
+    def identity(self) -> str: ...
+
+    def encode(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class FieldFacts:
+    """What the model must know of the data: channels, times and static fields of a sample.
+
+    ``token_width``: where batches hold ``climate_tokens`` that were encoded before, their width; the model then needs
+    no encoder to train. None: it encodes fields itself.
+    """
+
+    channels: int
+    times: int
+    static: int
+    token_width: int | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """Plain values, to be stored with a run."""
+        return dict(vars(self))
+
+
+def trains_encoder(model: ModelConfig) -> bool:
+    """Whether the encoder learns, so that its tokens cannot be stored."""
+    return model.climate_encoder == "grid_vit" or not model.freeze_encoder
+
+
+def open_encoder(model: ModelConfig, facts: FieldFacts, dtype: torch.dtype = torch.float32) -> PrithviEncoder | GridVit:
+    """The encoder of the configuration on the CPU; ``dtype``: of weights that do not train.
+
+    ``random_init`` draws the same weights always, from a seed of its own; those of ``grid_vit`` follow from torch's
+    generator. Raises ConfigError where no weights are named, and as
+    ``find_weights``.
+    """
+    trains = trains_encoder(model)
+    if model.climate_encoder == "grid_vit":
+        layers = checkpointed_layers(model, model.grid_vit.depth)
+        return GridVit(model, facts.channels, facts.times, facts.static, layers)
+    if model.random_init:
+        shape = random_shape(model.prithvi)
+        layers = checkpointed_layers(model, shape.layers) if trains else ()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return _frozen_unless(PrithviEncoder(shape, model, checkpointed=layers), trains, dtype)
+    path = encoder_path(model)
+    found = find_weights(path)
+    layers = checkpointed_layers(model, found.shape.layers) if trains else ()
+    return _frozen_unless(open_prithvi(found, model, torch.float32 if trains else dtype, layers), trains, dtype)
+
+
+def _frozen_unless(encoder: PrithviEncoder, trains: bool, dtype: torch.dtype) -> PrithviEncoder:
+    return encoder if trains else encoder.to(dtype).eval().requires_grad_(False)
+
+
+def encoder_path(model: ModelConfig) -> Path:
+    """Where Prithvi's weights lie. Raises ConfigError where nothing is named."""
+    if model.encoder_path is None:
+        raise ConfigError(
+            "model.encoder_path is missing: the .pt of Prithvi WxC, or the folder that `sensorium export "
+            "climate-encoder` made of it. Or set model.random_init=true for an untrained one, or "
+            "model.climate_encoder=grid_vit"
+        )
+    return Path(model.encoder_path).expanduser()
+
+
+def own_scalers(model: ModelConfig) -> Scalers | None:
+    """The scalers that the encoder's weights were trained with; None: those of the data are to be used."""
+    if model.climate_encoder == "grid_vit" or model.random_init:
+        return None
+    return find_weights(encoder_path(model)).scalers
+
+
+def checkpointed_layers(model: ModelConfig, depth: int) -> tuple[int, ...]:
+    """Numbers of the layers, of so many, whose activations are computed anew in the backward pass."""
+    if not model.gradient_checkpointing or model.activation_checkpointing == "none":
+        return ()
+    return tuple(range(0, depth, 2 if model.activation_checkpointing == "every_2" else 1))
+
+
+class Perceiver(nn.Module):
+    """Learned queries that read tokens (Jaegle et al. 2021, arXiv 2103.03206): ``[B, N, F] -> [B, Q, F]``."""
+
+    def __init__(self, width: int, heads: int, queries: int, layers: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.empty(queries, width))
+        self.reads = nn.ModuleList(CrossAttention(width, heads) for _ in range(layers))
+        self.mlps = nn.ModuleList(Mlp(width, 4) for _ in range(layers))
+        init_weights(self)
+        nn.init.normal_(self.queries, std=0.02)
+
+    def forward(self, x_BNF: Tensor, mask_BN: Tensor) -> Tensor:
+        """A row without any token gives what its queries alone give."""
+        z = self.queries.to(x_BNF.dtype).expand(len(x_BNF), -1, -1)
+        for read, mlp in zip(cast("Sequence[CrossAttention]", self.reads), self.mlps, strict=True):
+            z = z + read(z, [read.keys(x_BNF, mask_BN)])
+            z = z + mlp(z)
+        return z

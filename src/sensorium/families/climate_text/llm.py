@@ -1,0 +1,216 @@
+"""The language model: any causal one of Hugging Face whose decoder layers are known here.
+
+What climate adds enters by hooks: before decoder layers, behind the embeddings, behind linear layers (LoRA), before the
+head. So every architecture keeps its own code, its scaling of logits and its cache.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sensorium.errors import ConfigError
+from sensorium.families.climate_text.config import LoraConfig, ModelConfig
+from sensorium.parts.encoders_base import LOAD_ERRORS, load_pretrained, quiet, reason
+from sensorium.parts.encoders_hub import model_folder
+from sensorium.parts.lora import FusedLora
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RANDOM = "random:tiny"
+_ALLOWED = f"a local folder, a hub name like HuggingFaceTB/SmolLM2-135M, and {RANDOM}"
+_ADVICE = (
+    "Where access must be granted first: accept the terms on its page and run `hf auth login`. Or give a local folder "
+    "in model.llm, or a free model such as HuggingFaceTB/SmolLM2-135M"
+)
+_BYTES, _PAD, _END = 256, "<pad>", "<end>"
+
+# Architecture, as config.json names it -> the list of its decoder layers.
+LAYERS: dict[str, str] = {
+    "BloomForCausalLM": "transformer.h",
+    "CohereForCausalLM": "model.layers",
+    "FalconForCausalLM": "transformer.h",
+    "GPT2LMHeadModel": "transformer.h",
+    "GPTBigCodeForCausalLM": "transformer.h",
+    "GPTJForCausalLM": "transformer.h",
+    "GPTNeoForCausalLM": "transformer.h",
+    "GPTNeoXForCausalLM": "gpt_neox.layers",
+    "Gemma2ForCausalLM": "model.layers",
+    "GemmaForCausalLM": "model.layers",
+    "GraniteForCausalLM": "model.layers",
+    "LlamaForCausalLM": "model.layers",
+    "MistralForCausalLM": "model.layers",
+    "OPTForCausalLM": "model.decoder.layers",
+    "Olmo2ForCausalLM": "model.layers",
+    "Phi3ForCausalLM": "model.layers",
+    "PhiForCausalLM": "model.layers",
+    "Qwen2ForCausalLM": "model.layers",
+    "Qwen3ForCausalLM": "model.layers",
+    "SmolLM3ForCausalLM": "model.layers",
+    "StableLmForCausalLM": "model.layers",
+}
+
+
+def llm_folder(model: ModelConfig, *, weights: bool = True) -> Path:
+    """Where the model lies; fetched from the hub when it is not there yet. Raises ConfigError, quickly."""
+    return model_folder(model.llm, "language model", _ALLOWED, _ADVICE, weights=weights)
+
+
+def open_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; no weights are looked for. One without a padding token takes its end token for that:
+    padding is known by the mask. Raises ConfigError."""
+    if model.llm == RANDOM:
+        return _bytes_tokenizer()
+    from transformers import AutoTokenizer
+
+    folder = llm_folder(model, weights=False)
+    try:
+        with quiet():
+            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except LOAD_ERRORS as error:
+        raise ConfigError(f"language model {model.llm}: {folder} has no tokenizer ({reason(error)})") from error
+    if found.eos_token_id is None:
+        raise ConfigError(f"language model {model.llm}: its tokenizer has no end token, so a text could not end")
+    if found.pad_token_id is None:
+        found.pad_token = found.eos_token
+    return found
+
+
+def _bytes_tokenizer() -> PreTrainedTokenizerBase:
+    """Every byte a token, then padding and end."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: number for number, character in enumerate([*alphabet, _PAD, _END])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=_PAD, eos_token=_END, clean_up_tokenization_spaces=False
+    )
+
+
+def open_llm(model: ModelConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model with its weights, on the CPU, in eval mode; ``dtype``: that of a frozen one, a trained one is float32.
+
+    Gradients as ``freeze_llm`` says. Raises ConfigError for an architecture that is not in the table, before any weight
+    is read, and for weights that are missing.
+    """
+    dtype = dtype if model.freeze_llm else torch.float32
+    found = random_llm() if model.llm == RANDOM else _trained_llm(model, dtype)
+    found = cast("nn.Module", found).to(dtype).eval().requires_grad_(not model.freeze_llm)
+    return cast("PreTrainedModel", found)
+
+
+def _trained_llm(model: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = llm_folder(model)
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except LOAD_ERRORS as error:
+        raise ConfigError(f"language model {model.llm}: {folder} cannot be loaded ({reason(error)})") from error
+    require_known((config.architectures or ["(none)"])[0], model.llm)
+    load: Any = AutoModelForCausalLM.from_pretrained
+    found: PreTrainedModel = load_pretrained(load, folder, model.llm, dtype=dtype, kind="language model")
+    return found
+
+
+def random_llm() -> PreTrainedModel:
+    """A Llama of 4 layers, width 128, over bytes; the same weights always, and no other draw is changed by it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=_BYTES + 2,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        pad_token_id=_BYTES,
+        bos_token_id=None,
+        eos_token_id=_BYTES + 1,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config)
+
+
+def require_known(architecture: str, name: str) -> None:
+    """Raise ConfigError listing the architectures whose layers are known."""
+    if architecture not in LAYERS:
+        raise ConfigError(
+            f"language model {name}: architecture {architecture} is not known; model.llm may be of "
+            f"{', '.join(sorted(LAYERS))}"
+        )
+
+
+def decoder_layers(llm: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers, first to last. Raises ConfigError for an unknown architecture."""
+    architecture = type(llm).__name__
+    require_known(architecture, architecture)
+    layers = llm.get_submodule(LAYERS[architecture])
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def checkpoint_layers(layers: nn.ModuleList, numbers: Collection[int]) -> None:
+    """Let these layers compute their activations anew in the backward pass.
+
+    Not by ``activation_checkpointing_enable`` of transformers, which asks for train mode: a frozen model is in eval
+    mode. As there, hooks of the layer stay outside and run once.
+    """
+    for number in numbers:
+        layer = layers[number]
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+class LoraUpdates(nn.ModuleDict):
+    """Updates of low rank beside frozen linear layers, by the layers' names with ``/`` for ``.``."""
+
+    def __init__(self, llm: nn.Module, config: LoraConfig) -> None:
+        super().__init__()
+        self.scale = config.alpha / config.rank
+        found = {name: module for name, module in llm.named_modules() if name.rpartition(".")[2] in config.targets}
+        sides = {name: _sides(module) for name, module in found.items()}
+        lacking = [target for target in config.targets if not any(n.rpartition(".")[2] == target for n in found)]
+        if lacking or None in sides.values():
+            there = sorted({n.rpartition(".")[2] for n, m in llm.named_modules() if _sides(m) is not None})
+            raise ConfigError(
+                f"model.lora.targets: {(lacking or [n for n, s in sides.items() if s is None])[0]} is no linear layer "
+                f"of this model; it has {', '.join(there)}"
+            )
+        for name, size in sides.items():
+            assert size is not None
+            self[name.replace(".", "/")] = FusedLora(*size, config.rank)
+            found[name].register_forward_hook(functools.partial(self.add, name.replace(".", "/")))
+
+    def add(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Forward hook of a layer."""
+        del module
+        lora = self[name]
+        assert isinstance(lora, FusedLora)
+        update: Tensor = lora(inputs[0].to(lora.down.dtype))
+        return output + self.scale * update.to(output.dtype)
+
+
+def _sides(module: nn.Module) -> tuple[int, int] | None:
+    """Inputs and outputs of a linear layer; also of GPT-2's, whose weights are transposed."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    return (module.nx, module.nf) if isinstance(module, Conv1D) else None
