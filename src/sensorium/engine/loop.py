@@ -60,7 +60,8 @@ def train(
     quiet: bool = False,
     listener: Listener | None = None,
 ) -> Evaluation | None:
-    """Train, or continue, the run in ``folder``; returns the evaluation of the best checkpoint on the test split.
+    """Train, or continue, the run in ``folder``; returns the evaluation of the best checkpoint on the test split, or on
+    validation where there is no test split.
 
     ``listener``, if given, is told what happens, on the main process.
 
@@ -372,23 +373,25 @@ def _validate(run: Run, source: Source) -> bool:
 
 
 def _finish(run: Run, timings: dict[str, float], say: Say, stop: signals.Signals) -> Evaluation | None:
-    """Evaluate the best checkpoint on the test split, once, and write summary and report."""
+    """Evaluate the best checkpoint on the test split, once, or where there is none on validation; write summary and
+    report."""
     stop.enter("stopped after the last step; all is saved. {again} with the evaluation", waits=False)
     begun = time.monotonic()
     step = int(run.progress.best["step"]) if run.progress.best else run.progress.step
     content = checkpoint.load(checkpoint.folder_of(run.folder, step), run.family.name)
     load_weights(run.task, run.parameters, content, run.folder)
     run.task.to(run.backend.device)
-    result = None
-    if run.sources.test is not None and run.config.evaluate.test:
+    result, split = None, "val" if run.sources.test is None else "test"
+    source = run.sources.test or run.sources.val
+    if source is not None and run.config.evaluate.test:
         judge = run.family.evaluator(run.config)
-        result = evaluation.evaluate(run.task, run.sources.test, judge, run.config, run.backend, final=True)
+        result = evaluation.evaluate(run.task, source, judge, run.config, run.backend, final=True)
     timings["evaluate"] = time.monotonic() - begun
     stop.enter(f"stopped at once; all is evaluated. `sensorium report {run.folder}` writes the report", waits=True)
     if run.backend.is_main:
         if result is not None:
             name = checkpoint.folder_of(run.folder, step).name
-            write_result(run.folder, Result("test", result, "test", step, name))
+            write_result(run.folder, Result(split, result, split, step, name))
         remove(run.folder / "report.html")  # of a shorter run: with the new summary and without a report it has no end
         write_json(run.folder / "summary.json", summary(run, timings))
         say(f"Report: {write_report(run.folder)}")

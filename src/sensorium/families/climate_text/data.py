@@ -10,7 +10,8 @@ the text has to do alone. ``input_ids`` ``[B, S]`` int64 is the prompt, the targ
 ``attention_mask`` and ``target_mask`` ``[B, S]`` bool: what is no padding, and what is to be predicted. ``groups``
 ``[B]`` int64: entries that hang together.
 
-A batch of an evaluation also holds ``row`` and ``control`` ``[B]`` int64, see ``EvalSource``.
+A batch of an evaluation also holds ``row`` and ``control`` ``[B]`` int64 and ``answered`` ``[B]`` bool, see
+``EvalSource``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from transformers import PreTrainedTokenizerBase
 from sensorium.config import Section
 from sensorium.data.fields import channels, places, samples, tree
 from sensorium.data.fields.channels import Normal, Scalers
+from sensorium.data.fields.demo import Options as Demo
 from sensorium.data.fields.samples import Loader, TimePolicy
 from sensorium.data.fields.tree import Entry, Layout
 from sensorium.engine.contract import Batch, Mix
@@ -40,6 +42,16 @@ from sensorium.families.climate_text.controls import CONTROLS, Control, others
 from sensorium.families.climate_text.prompts import Texts
 
 _STACKED = ("field", "static", "climatology", "lat", "lon", "day_hour")
+
+
+class EvaluationConfig(Section):
+    """What is looked at after training, besides the loss."""
+
+    answers: int | None = Field(
+        300, ge=1, description="So many samples, spread evenly, are answered, under each control; null: all."
+    )
+    max_new_tokens: int = Field(64, ge=1, le=4096, description="Tokens of an answer at most.")
+    maps: int = Field(16, ge=0, le=100, description="Samples that the report shows.")
 
 
 class DataConfig(Section):
@@ -63,9 +75,11 @@ class DataConfig(Section):
     prompt_style: Literal["plain", "chat"] = Field(
         "plain", description="The text as it is, or in the language model's own form of a conversation."
     )
-    num_workers: int = Field(2, ge=0, le=64, description="Processes that read data.")
-    pin_memory: Literal["auto"] | bool = Field("auto", description="Page-locked batches; auto: where there is a GPU.")
     cache: bool = Field(True, description="Keep the tokens of a frozen climate encoder instead of encoding again.")
+    demo: Demo | None = Field(
+        None, description="In place of the three paths: made-up weather, made into the cache folder (the keys below)."
+    )
+    evaluation: EvaluationConfig = EvaluationConfig()
 
 
 @dataclass(frozen=True)
@@ -243,13 +257,16 @@ class EvalSource:
     """The entries of a split, once for each control: with their own field, with that of another entry, with none.
 
     Sample ``index`` is entry ``row = index % N`` under control number ``index // N`` of ``controls``. Whose field the
-    control ``shuffled`` takes follows from ``seed`` alone.
+    control ``shuffled`` takes follows from ``seed`` alone. ``answers``: so many entries, spread evenly, are to be
+    answered; None: all. ``usual``: the commonest value of each fact in training, by kind of question and fact.
     """
 
     part: Part
     inputs: Inputs
     controls: tuple[Control, ...] = CONTROLS
     seed: int = 0
+    answers: int | None = None
+    usual: Mapping[tuple[str, str], Any] = field(default_factory=dict)
     groups: np.ndarray | None = None
     mix: Mix | None = None
     fingerprint: str = field(init=False)
@@ -260,6 +277,7 @@ class EvalSource:
         wanted = "shuffled" in self.controls
         seed = derive(self.seed, "shuffled")
         self.partner = others(self.part.entries, seed) if wanted else np.arange(len(self.part.entries))
+        self.answered = spread(self.rows, self.answers)
 
     @property
     def rows(self) -> int:
@@ -281,13 +299,21 @@ class EvalSource:
             "groups": int(self._groups[row]),
             "row": row,
             "control": CONTROLS.index(kind),
+            "answered": bool(self.answered[row]),
         }
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
         batch = collate(examples, self.inputs.texts.pad)
-        for name in ("row", "control"):
+        for name in ("row", "control", "answered"):
             batch[name] = torch.tensor([one[name] for one in examples])
         return batch
+
+
+def spread(count: int, wanted: int | None) -> np.ndarray:
+    """``[count]`` bool: so many of them, evenly spread; None: all."""
+    chosen = np.zeros(count, np.bool_)
+    chosen[np.linspace(0, count - 1, min(count, wanted or count)).round().astype(int)] = True
+    return chosen
 
 
 def collate(examples: Sequence[Mapping[str, Any]], pad: int) -> Batch:
