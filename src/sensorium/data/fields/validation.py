@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sensorium.data.fields import channels, samples, tree, units
 from sensorium.data.fields.overlaps import Placed, between_splits
@@ -23,9 +24,6 @@ from sensorium.data.fields.tree import Entry, Layout
 from sensorium.data.fields.writing import REPORT, Progress
 from sensorium.errors import DataError
 from sensorium.files import write_json
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 REASONS = (
     "entry",
@@ -136,6 +134,35 @@ class _Checked:
 _Found = tuple[int, Entry, _Checked]
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What is in a file; ``low`` and ``high``, ``[C]``: extremes of each channel, NaN where one number is."""
+
+    shape: tuple[int, ...]
+    digest: str
+    low: npt.NDArray[np.float32]
+    high: npt.NDArray[np.float32]
+
+    @property
+    def finite(self) -> npt.NDArray[np.bool_]:
+        return np.isfinite(self.low) & np.isfinite(self.high)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A split that is checked. Files are looked into once, however many entries name them."""
+
+    folder: Path
+    layout: Layout
+    rules: Rules
+    seen: dict[tuple[str, int], _Seen | str] = field(default_factory=dict)
+
+    def look(self, name: str, axes: int) -> _Seen | str:
+        if (name, axes) not in self.seen:  # two threads may both look: the same comes out
+            self.seen[name, axes] = _look(self.folder / name, axes)
+        return self.seen[name, axes]
+
+
 def validate(root: Path, rules: Rules, progress: Progress | None = None) -> Report:
     """Check a tree. Raises DataError when there is none: no folder of a split, no index that can be read."""
     raw = {split: tree.raw_entries(root / split) for split in tree.SPLITS}
@@ -155,7 +182,7 @@ def validate(root: Path, rules: Rules, progress: Progress | None = None) -> Repo
             except DataError as error:
                 problems.append(Problem(split, number, tree.INDEX, "entry", str(error)))
         done += len(contents) - len(entries)
-        for one in _checked(root / split, entries, layout, rules):
+        for one in _checked(_Part(root / split, layout, rules), entries):
             found[split].append(one)
             done += 1
             if progress is not None:
@@ -167,10 +194,10 @@ def validate(root: Path, rules: Rules, progress: Progress | None = None) -> Repo
     return _report(root, {split: len(contents) for split, contents in raw.items()}, found, problems, layout)
 
 
-def _checked(folder: Path, entries: Sequence[tuple[int, Entry]], layout: Layout, rules: Rules) -> Iterator[_Found]:
+def _checked(part: _Part, entries: Sequence[tuple[int, Entry]]) -> Iterator[_Found]:
     """Look into the files of entries, several at a time."""
     with ThreadPoolExecutor() as pool:
-        checks = pool.map(lambda one: _check(folder, one[1], layout, rules), entries)
+        checks = pool.map(lambda one: _check(part, one[1]), entries)
         for (number, entry), checked in zip(entries, checks, strict=True):
             yield number, entry, checked
 
@@ -202,35 +229,44 @@ def _report(
     return Report(root, counts, valid, tuple(ordered), tuple(notes), dict(unknown))
 
 
-def _check(folder: Path, entry: Entry, layout: Layout, rules: Rules) -> _Checked:
-    found = _Checked([])
+def _check(part: _Part, entry: Entry) -> _Checked:
+    found, rules = _Checked([]), part.rules
     for reason, text in (("empty text", entry.text), ("empty target", entry.target)):
         if not text.strip():
             found.problems.append((reason, f"{reason.removeprefix('empty ')} is empty"))
     if rules.tokens is not None and (length := rules.tokens(entry.text, entry.target)) > rules.max_length:
         found.problems.append(("too long", f"{length} tokens; at most {rules.max_length}"))
-    missing = [name for name in entry.files if not (folder / name).is_file()]
-    found.problems += [("missing file", f"{folder / name} is missing") for name in missing]
+    missing = [name for name in entry.files if not (part.folder / name).is_file()]
+    found.problems += [("missing file", f"{part.folder / name} is missing") for name in missing]
     if entry.climate_file in missing:
         return found
-    try:
-        field = tree.load(folder / entry.climate_file)
-    except DataError as error:
-        found.problems.append(("unreadable file", str(error)))
+    seen = part.look(entry.climate_file, 4)
+    if isinstance(seen, str):
+        found.problems.append(("unreadable file", seen))
         return found
-    found.shape = tuple(field.shape)
-    found.digest = hashlib.sha256(field.contiguous().numpy().tobytes()).hexdigest()
-    found.problems += _field_problems(field, entry, layout, rules)
+    found.shape, found.digest = seen.shape, seen.digest
+    found.problems += _field_problems(seen, entry, part.layout, rules)
     _place(found, entry, rules)
-    C, H, W = found.shape[1:]
-    for name, size in ((entry.static_file, len(layout.static)), (entry.climatology_file, C)):
+    C, H, W = seen.shape[1:]
+    for name, size in ((entry.static_file, len(part.layout.static)), (entry.climatology_file, C)):
         if name is not None and name not in missing:
-            found.problems += _beside_problems(folder / name, (size, H, W))
+            found.problems += _beside_problems(name, part.look(name, 3), (size, H, W))
     return found
 
 
-def _field_problems(field: Tensor, entry: Entry, layout: Layout, rules: Rules) -> Iterator[tuple[str, str]]:
-    T, C, H, W = field.shape
+def _look(path: Path, axes: int) -> _Seen | str:
+    """What is in a file, or what is wrong with it."""
+    try:
+        field = tree.load(path, axes)
+    except DataError as error:
+        return str(error)
+    digest = hashlib.sha256(field.contiguous().numpy().tobytes()).hexdigest()
+    others = tuple(axis for axis in range(axes) if axis != axes - 3)
+    return _Seen(tuple(field.shape), digest, field.amin(others).numpy(), field.amax(others).numpy())
+
+
+def _field_problems(seen: _Seen, entry: Entry, layout: Layout, rules: Rules) -> Iterator[tuple[str, str]]:
+    T, C, H, W = seen.shape
     try:
         samples.require_times(T, rules.time_policy)
     except DataError as error:
@@ -244,16 +280,13 @@ def _field_problems(field: Tensor, entry: Entry, layout: Layout, rules: Rules) -
     except DataError as error:
         yield "channels", str(error)
         names = tuple(f"channel {number}" for number in range(C))
-    low_C, high_C = (one.numpy() for one in (field.amin((0, 2, 3)), field.amax((0, 2, 3))))
-    finite_C = np.isfinite(low_C) & np.isfinite(high_C)  # NaN goes through amin and amax
-    if not finite_C.all():
-        bad = [name for name, good in zip(names, finite_C, strict=True) if not good]
+    bad = [name for name, good in zip(names, seen.finite, strict=True) if not good]
+    if bad:
         yield "not finite", f"NaN or infinite numbers in {_some(bad)}"
-    for name, low, high in zip(names, low_C, high_C, strict=True):
+    for name, low, high in zip(names, seen.low.tolist(), seen.high.tolist(), strict=True):
         channel = channels.known(name)
-        if channel is not None and np.isfinite([low, high]).all() and (low < channel.low or high > channel.high):
-            hint = units.guess(channel, float(low), float(high))
-            yield "outside of its range", f"{name} {low:g}..{high:g}: {hint}"
+        if channel is not None and name not in bad and (low < channel.low or high > channel.high):
+            yield "outside of its range", f"{name} {low:g}..{high:g}: {units.guess(channel, low, high)}"
 
 
 def _place(found: _Checked, entry: Entry, rules: Rules) -> None:
@@ -277,16 +310,13 @@ def _place(found: _Checked, entry: Entry, rules: Rules) -> None:
         found.placed = Placed(times[0], times[-1], box)
 
 
-def _beside_problems(path: Path, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
-    try:
-        found = tree.load(path, axes=3)
-    except DataError as error:
-        yield "unreadable file", str(error)
-        return
-    if tuple(found.shape) != shape:
-        yield "other shape", f"{path.name}: shape {list(found.shape)}; expected {list(shape)}"
-    elif not bool(found.isfinite().all()):
-        yield "not finite", f"{path.name}: NaN or infinite numbers"
+def _beside_problems(name: str, seen: _Seen | str, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+    if isinstance(seen, str):
+        yield "unreadable file", seen
+    elif seen.shape != shape:
+        yield "other shape", f"{name}: shape {list(seen.shape)}; expected {list(shape)}"
+    elif not seen.finite.all():
+        yield "not finite", f"{name}: NaN or infinite numbers"
 
 
 def _other_shapes(found: Mapping[str, Sequence[_Found]]) -> Iterator[Problem]:
