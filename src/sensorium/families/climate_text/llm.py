@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -107,9 +107,9 @@ def open_llm(model: ModelConfig, dtype: torch.dtype = torch.float32) -> PreTrain
     is read, and for weights that are missing.
     """
     dtype = dtype if model.freeze_llm else torch.float32
-    found = random_llm() if model.llm == RANDOM else _trained_llm(model, dtype)
-    found = cast("nn.Module", found).to(dtype).eval().requires_grad_(not model.freeze_llm)
-    return cast("PreTrainedModel", found)
+    found: Any = random_llm() if model.llm == RANDOM else _trained_llm(model, dtype)
+    ready: PreTrainedModel = found.to(dtype).eval().requires_grad_(not model.freeze_llm)
+    return ready
 
 
 def _trained_llm(model: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
