@@ -6,7 +6,7 @@
 
 Without --source it makes demonstration data: made-up weather over real places, and texts that tell what the finished
 fields show. With --source it imports NetCDF (.nc), Zarr, GRIB, .npz or .pt files; `sensorium data import climate` is
-the same. Exit code 0: made, or valid; 1: problems were found, and validation_report.json lists them; 2: it could not run.
+the same. Exit code 0: made, or valid; 1: problems were found (validation_report.json lists them); 2: it could not run.
 """
 
 from __future__ import annotations
