@@ -29,11 +29,15 @@ def list_data() -> None:
     """List the formats that can be read and the data sets that can be downloaded, with licences and sizes."""
     from sensorium.data import readers
     from sensorium.data.catalog import CATALOGUE
+    from sensorium.data.fields.formats import FORMATS
 
     typer.echo("Formats that can be read:")
     for name in readers.names():
         module = readers.load(name)
         typer.echo(f"{name:14} {module.SUMMARY}\n{'':14} licence: {module.LICENCE}")
+    typer.echo("\nGridded fields, which are imported into a tree of their own:")
+    for form in FORMATS.values():
+        typer.echo(f"{form.name:14} {form.summary}\n{'':14} licence: {form.licence}")
     typer.echo("\nData sets that `sensorium data download NAME --root FOLDER` knows:")
     for source in CATALOGUE.values():
         _describe(source, set(source.files))
@@ -128,10 +132,15 @@ def import_data(
     form: Annotated[str, typer.Option("--format", help="What is written: native, coco, clotho or videos.")] = "native",
 ) -> None:
     """Turn a data set of any format into the native one (manifest.jsonl and its files), or into a tree like COCO's
-    (pictures, captions, Karpathy's split), Clotho's (sounds, captions) or a plain one of videos."""
+    (pictures, captions, Karpathy's split), Clotho's (sounds, captions) or a plain one of videos. Gridded fields
+    (`climate`, `wxcbench-text`) become a tree of fields with texts."""
     from sensorium.config import parse_overrides
     from sensorium.data import manage, readers
+    from sensorium.data.fields.formats import FORMATS
 
+    if reader in FORMATS:
+        _import_fields(reader, target, options or [], root)
+        return
     dataset = readers.read(reader, root, parse_overrides(options or []))
     count = len(dataset.items)
     if form == "native":
@@ -143,18 +152,36 @@ def import_data(
     typer.echo(f"{count} items in {target}{rest}")
 
 
+def _import_fields(name: str, target: Path, options: list[str], root: Path | None) -> None:
+    from sensorium.data.fields import formats
+    from sensorium.engine.tracking import progress_bar
+
+    with progress_bar("import", 1) as advance:
+        done = formats.bring(name, target, options, root, advance)
+    for note in done.notes:
+        typer.echo(printable(note))
+    counts = ", ".join(f"{split} {count:,} ({done.fields[split]:,} fields)" for split, count in done.entries.items())
+    typer.echo(f"{target}: entries of {counts}")
+
+
 @app.command(epilog="Example: sensorium data verify native --root data/native")
 def verify(
     reader: Reader,
     options: Options = None,
     root: Root = None,
     decode: Annotated[bool, typer.Option(help="Decode every picture, sound and video.")] = True,
+    strict: Annotated[bool, typer.Option("--strict", help="Of fields: positions must be given.")] = False,
 ) -> None:
-    """Check a data set: counts, missing and broken files, overlap of splits. Exit code 2 when something is wrong."""
+    """Check a data set: counts, missing and broken files, overlap of splits. Exit code 2 when something is wrong; of a
+    tree of fields (`climate`) 1, and validation_report.json says everything."""
     from sensorium.config import parse_overrides
     from sensorium.data import manage, readers
+    from sensorium.data.fields import formats
     from sensorium.engine.tracking import progress_bar
 
+    if reader == formats.TREE:
+        _verify_fields([*(options or []), *(["strict=true"] if strict else [])], root)
+        return
     dataset = readers.read(reader, root, parse_overrides(options or []))
     for note in dataset.notes:
         typer.echo(printable(note))
@@ -168,6 +195,18 @@ def verify(
     if report.problems:
         raise typer.Exit(2)
     typer.echo("no overlap of the splits, no problem found")
+
+
+def _verify_fields(options: list[str], root: Path | None) -> None:
+    from sensorium.data.fields import formats
+    from sensorium.engine.tracking import progress_bar
+
+    with progress_bar("verify", 1) as advance:
+        report = formats.verify(root, options, advance)
+    for line in report.lines():
+        typer.echo(printable(line), err=line.startswith(("problem", "  ")))
+    if report.problems:
+        raise typer.Exit(1)
 
 
 @cache.command(epilog="Example: sensorium data cache info")

@@ -60,7 +60,7 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
         "Over {place}, what is the size of the largest departure?",
     ),
     "comparison": (
-        "Compare the {axis} halves of {place}: where is {variable} higher above normal?",
+        "Compare the {axis} halves of {place}: in which is {variable} higher?",
         "Over {place}, which of the {axis} halves has the higher anomaly of {variable}?",
         "Look at {variable} over {place}. Which of the {axis} halves is higher?",
         "Of the {axis} halves of {place}, name the one where {variable} is higher.",
@@ -127,7 +127,7 @@ def _pattern(words: Sequence[str]) -> re.Pattern[str]:
 
 _PATTERNS = {
     "location": _pattern(CELLS),
-    "sign": re.compile(r"\b(above|below)(?= normal\b)"),
+    "sign": _pattern(CLOSED["sign"]),
     "trend": _pattern(CLOSED["trend"]),
     "comparison": re.compile(r"\b(?:northern|southern|western|eastern)(?= half\b)"),
 }
@@ -198,7 +198,7 @@ def require_labels(labels: Sequence[str]) -> None:
     for label in labels:
         facts = {"variable": label, "size": 1.5, "unit": "standard deviations"}
         facts |= {kind: answers[0] for kind, answers in CLOSED.items()}
-        for kind, told in TOLD.items():
-            wanted = {one: facts[one] for one in told}
-            if not label.strip() or labels.count(label) > 1 or read(tell(kind, facts), labels) != wanted:
-                raise DataError(f"{label!r}: the label of a channel must stand once, and hold no word of the answers")
+        told = [(tell(kind, facts), {one: facts[one] for one in wanted}) for kind, wanted in TOLD.items()]
+        told += [(tell(kind, {kind: one}), {kind: one}) for kind, answers in CLOSED.items() for one in answers]
+        if not label.strip() or labels.count(label) > 1 or any(read(text, labels) != wanted for text, wanted in told):
+            raise DataError(f"{label!r}: the label of a channel must stand once, and hold no word of the answers")

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from sensorium.config import Section
 from sensorium.data.fields import channels, cubes, opening, splits, varmap
@@ -34,17 +34,33 @@ Array = npt.NDArray[np.floating[Any]]
 _COVERED = 0.5  # share of each channel that must be measured
 
 
+def _sides(value: object) -> object:
+    """Rows and columns from ``64x64``."""
+    if isinstance(value, str) and (found := re.fullmatch(r"(\d+)\s*[x,]\s*(\d+)", value)):
+        return int(found[1]), int(found[2])
+    return value
+
+
+def _box(value: object) -> object:
+    """Four numbers from ``-20,30,50,60``. Raises ValueError."""
+    return tuple(float(one) for one in value.split(",")) if isinstance(value, str) else value
+
+
+Sides = Annotated[tuple[int, int], BeforeValidator(_sides)]
+Box = Annotated[tuple[float, float, float, float], BeforeValidator(_box)]
+
+
 class Options(Section):
     """What is imported, and how."""
 
     source: str = Field(description="Files, a pattern such as data/*.nc, several with commas.")
     variables: str = Field("merra2-160", description="Preset (merra2-160, era5-wb2, hrrr) or map.yaml.")
-    bbox: tuple[float, float, float, float] | None = Field(None, description="West, south, east, north, degrees.")
-    grid: tuple[int, int] | None = Field(None, description="Rows x columns onto which maps are brought.")
+    bbox: Box | None = Field(None, description="West, south, east, north, degrees.")
+    grid: Sides | None = Field(None, description="Rows x columns onto which maps are brought.")
     times: str | None = Field(None, description="FROM/TO, both included; null: all.")
     dt_hours: float | None = Field(6.0, gt=0, description="Between the two times of a sample; null: neighbours.")
-    crop: tuple[int, int] | None = Field(None, description="Rows x columns of a sample; null: the whole map.")
-    stride: tuple[int, int] | None = Field(None, description="Between crops; null: half a crop.")
+    crop: Sides | None = Field(None, description="Rows x columns of a sample; null: the whole map.")
+    stride: Sides | None = Field(None, description="Between crops; null: half a crop.")
     climatology: Literal["none", "mean", "month"] = Field(
         "none", description="What is usual: of all times, or by month."
     )
@@ -59,20 +75,6 @@ class Options(Section):
     max_samples: int | None = Field(None, ge=2, description="Entries at most, chosen at random.")
     filter_by_keys: dict[str, str | int] = Field({}, description="Which messages of GRIB files.")
     seed: int = Field(0, ge=0, description="Other numbers give other choices.")
-
-    @field_validator("grid", "crop", "stride", mode="before")
-    @classmethod
-    def _sides(cls, value: object) -> object:
-        if isinstance(value, str) and (found := re.fullmatch(r"(\d+)\s*[x,]\s*(\d+)", value)):
-            return int(found[1]), int(found[2])
-        return value
-
-    @field_validator("bbox", mode="before")
-    @classmethod
-    def _numbers(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(float(one) for one in value.split(","))
-        return value
 
     @model_validator(mode="after")
     def _possible(self) -> Options:

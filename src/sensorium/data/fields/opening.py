@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sensorium import reading
 from sensorium.data.fields.places import Times, parse_times
 from sensorium.errors import DataError
 
@@ -52,7 +53,7 @@ def engine(path: Path) -> str:
     """The engine of xarray for a file. Raises DataError: no such suffix, or what has to be installed."""
     wanted = _ENGINES[path.suffix.lower()]
     if path.suffix.lower() in (".nc", ".nc4") and path.is_file():
-        with path.open("rb") as file:
+        with reading.open_plain(path) as file:
             if file.read(3) == b"CDF":  # the classic format, which is no HDF5
                 wanted = ("netCDF4",)
     for module in ("xarray", *wanted):

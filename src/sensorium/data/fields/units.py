@@ -78,8 +78,8 @@ _CALLED = {"degc": "°C", "degf": "°F", "hpa": "hPa", "kpa": "kPa"}
 def guess(channel: Channel, low: float, high: float) -> str:
     """What numbers from ``low`` to ``high`` look like that are outside of the channel's range."""
     for unit, (factor, offset) in _TO.get(channel.unit, {}).items():
-        if channel.low <= low * factor + offset and high * factor + offset <= channel.high and unit != "1":
+        if channel.holds(low * factor + offset, high * factor + offset) and (unit != "%" or high > 2):
             return f"looks like {_CALLED.get(unit, unit)}, {channel.unit} expected"
-    if channel.unit == "W m-2" and channel.low <= low / 3600 and high / 3600 <= channel.high:
+    if channel.unit == "W m-2" and channel.holds(low / 3600, high / 3600):
         return f"looks like J m-2 summed over an hour, {channel.unit} expected"
     return f"expected {channel.low:g} to {channel.high:g} {channel.unit}"

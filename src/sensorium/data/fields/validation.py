@@ -285,7 +285,7 @@ def _field_problems(seen: _Seen, entry: Entry, layout: Layout, rules: Rules) -> 
         yield "not finite", f"NaN or infinite numbers in {_some(bad)}"
     for name, low, high in zip(names, seen.low.tolist(), seen.high.tolist(), strict=True):
         channel = channels.known(name)
-        if channel is not None and name not in bad and (low < channel.low or high > channel.high):
+        if channel is not None and name not in bad and not channel.holds(low, high):
             yield "outside of its range", f"{name} {low:g}..{high:g}: {units.guess(channel, low, high)}"
 
 
