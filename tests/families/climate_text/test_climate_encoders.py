@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.climate_text.config import ModelConfig
-from sensorium.families.climate_text.encoders import FieldFacts, Perceiver, open_encoder, own_scalers
+from sensorium.families.climate_text.encoders import FieldFacts, Perceiver, open_encoder, own_channels, own_scalers
 from sensorium.families.climate_text.grid_vit import GridVit
 from sensorium.families.climate_text.model import ClimateTextFusion
 from sensorium.families.climate_text.prithvi import (
@@ -299,6 +299,9 @@ def test_a_frozen_encoder_builds_no_graph_and_stays(batch: dict[str, Tensor]) ->
 
 
 def test_an_encoder_must_be_named() -> None:
+    assert own_channels(settings()) is None
+    names, static = own_channels(ModelConfig()) or ((), ())
+    assert (len(names), names[12], names[20], names[159], len(static)) == (160, "T2M", "CLOUD_34", "V_72", 4)
     with pytest.raises(ConfigError, match=r"model.encoder_path is missing: the .pt of Prithvi WxC"):
         open_encoder(ModelConfig(), FACTS)
     with pytest.raises(ConfigError, match=r"nowhere.pt': no such file or folder. Give the .pt"):

@@ -13,7 +13,9 @@ import torch
 from climate_rows import make_field
 from prithvi_files import WIDTH, needs_prithvi, published, whole
 from torch import Tensor
+from typer.testing import CliRunner
 
+from sensorium import cli
 from sensorium.data.fields.channels import SETS
 from sensorium.errors import CheckpointError, ConfigError, DataError, DiskError
 from sensorium.families.climate_text import export_encoder as module
@@ -248,6 +250,27 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, download: Path, monkeypatch:
     with pytest.raises(DiskError, match="needs more"):
         export_encoder(download, tmp_path / "out")
     assert [one.name for one in tmp_path.iterdir()] == ["hub"]
+
+
+def test_the_command_exports_and_says_what_it_needs(tmp_path: Path, download: Path) -> None:
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(cli.app, ["export", *words])
+
+    out = tmp_path / "new" / "out"
+    found = run("climate-encoder", str(download), "--output", str(out), "--dtype", "bf16")
+    assert found.exit_code == 0, found.output
+    assert found.stdout.splitlines()[-1] == f"{out}: 87,808 weights in bf16, 0.00 GB of 0.00 GB"
+    assert own_scalers(ModelConfig(encoder_path=str(out))) is not None
+    for words, line in (
+        (("climate-encoder", str(download)), "--output NEW_FOLDER"),
+        (("climate-encoder", str(download), "--output", "x", "--dtype", "fp8"), "--dtype fp8: allowed are fp32, bf16"),
+        (("climate-encoder", "none.pt", "--output", "x"), "none.pt: no such file; give the downloaded .pt"),
+        (("runs/first", str(download)), "belongs to `sensorium export climate-encoder SOURCE`"),
+    ):
+        found = run(*words)
+        assert isinstance(found.exception, ConfigError)
+        assert line in str(found.exception)
+    assert not Path("x").exists()
 
 
 def test_an_export_holds_one_shard_and_not_the_source(tmp_path: Path) -> None:

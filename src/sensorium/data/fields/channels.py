@@ -31,8 +31,8 @@ SIGMA = (1e-4, 1e4)
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """``label``: what texts call it. ``low``, ``high``: no right value lies outside, in ``unit``. ``level``: the model
-    level of a field that has several."""
+    """``label``: what texts call it. ``low``, ``high``: no right value lies far outside, in ``unit``. ``level``: the
+    model level of a field that has several."""
 
     name: str
     unit: str
@@ -41,10 +41,15 @@ class Channel:
     label: str
     level: int | None = None
 
+    def holds(self, low: float, high: float) -> bool:
+        """Whether numbers from ``low`` to ``high`` can be right, but for a thousandth of the range."""
+        slack = 1e-3 * (self.high - self.low)
+        return self.low - slack <= low and high <= self.high + slack
+
 
 _SURFACE = (
     Channel("EFLUX", "W m-2", -1500, 2000, "latent heat flux"),
-    Channel("GWETROOT", "1", 0, 1.001, "root zone soil wetness"),
+    Channel("GWETROOT", "1", 0, 1, "root zone soil wetness"),
     Channel("HFLUX", "W m-2", -2000, 2000, "sensible heat flux"),
     Channel("LAI", "m2 m-2", 0, 15, "leaf area index"),
     Channel("LWGAB", "W m-2", 0, 800, "absorbed longwave radiation"),
@@ -65,7 +70,7 @@ _SURFACE = (
     Channel("Z0M", "m", 0, 30, "roughness length"),
 )
 _VERTICAL = (
-    Channel("CLOUD", "1", -0.001, 1.001, "cloud fraction"),
+    Channel("CLOUD", "1", 0, 1, "cloud fraction"),
     Channel("H", "m", -1500, 90_000, "geopotential height"),
     Channel("OMEGA", "Pa s-1", -100, 100, "vertical velocity"),
     Channel("PL", "Pa", 0.5, 115_000, "pressure"),
@@ -92,9 +97,9 @@ TIME_CODE = ("cos_doy", "sin_doy", "cos_hod", "sin_hod")
 """Day of the year / 366 and hour of the day / 24 as angles: the first four of the 8 static inputs."""
 
 CONSTANT = (
-    Channel("FRACI", "1", 0, 1.001, "sea ice fraction"),
-    Channel("FRLAND", "1", 0, 1.001, "land fraction"),
-    Channel("FROCEAN", "1", 0, 1.001, "ocean fraction"),
+    Channel("FRACI", "1", 0, 1, "sea ice fraction"),
+    Channel("FRLAND", "1", 0, 1, "land fraction"),
+    Channel("FROCEAN", "1", 0, 1, "ocean fraction"),
     Channel("PHIS", "m2 s-2", -15_000, 90_000, "surface geopotential"),
 )
 """The other four, fields that do not change with the hour."""
@@ -103,7 +108,7 @@ STATIC_8 = (*TIME_CODE, *(channel.name for channel in CONSTANT))
 
 _BY_NAME = {channel.name: channel for channel in (*MERRA2_160, *CONSTANT)}
 
-_PRESSURES = {
+_PRESSURES: Mapping[str, Sequence[int]] = {
     "era5-wb2": (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000),
     "hrrr": range(50, 1001, 25),
 }
@@ -217,10 +222,10 @@ def read_scalers(content: Any) -> Scalers:
 
 
 def _normal(part: str, content: Any) -> Normal:
-    lists = [content.get(key) for key in ("names", "mean", "std")] if isinstance(content, Mapping) else [None]
-    if not all(isinstance(one, list) for one in lists):
-        raise DataError(f"{part}: expected the lists names, mean and std")
+    lists = [content.get(key) if isinstance(content, Mapping) else None for key in ("names", "mean", "std")]
     names, mean, std = lists
+    if not (isinstance(names, list) and isinstance(mean, list) and isinstance(std, list)):
+        raise DataError(f"{part}: expected the lists names, mean and std")
     if not all(isinstance(name, str) for name in names):
         raise DataError(f"{part}: names: expected texts")
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in (*mean, *std)):
