@@ -252,8 +252,8 @@ def export(
         bool, typer.Option("--trust-checkpoint", help="With climate-encoder: code in the file may run.")
     ] = False,
 ) -> None:
-    """Write the trained model into a folder of its own: safetensors and a model card, or ONNX. As `export climate-encoder
-    prithvi.wxc.2300m.v1.pt --output prithvi`: only the encoder of a downloaded Prithvi WxC."""
+    """Write the trained model into a folder of its own: safetensors and a model card, or ONNX. As `export
+    climate-encoder prithvi.wxc.2300m.v1.pt --output prithvi`: only the encoder of a downloaded Prithvi WxC."""
     from sensorium import use
     from sensorium.errors import ConfigError
 
