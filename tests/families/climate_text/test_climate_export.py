@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from climate_rows import make_field
-from prithvi_files import WIDTH, needs_prithvi, published
+from prithvi_files import WIDTH, needs_prithvi, published, whole
 from torch import Tensor
+from typer.testing import CliRunner
 
+from sensorium import cli
 from sensorium.data.fields.channels import SETS
 from sensorium.errors import CheckpointError, ConfigError, DataError, DiskError
 from sensorium.families.climate_text import export_encoder as module
@@ -250,20 +252,46 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, download: Path, monkeypatch:
     assert [one.name for one in tmp_path.iterdir()] == ["hub"]
 
 
-def test_an_export_takes_less_memory_than_its_source(tmp_path: Path, state: dict[str, Tensor]) -> None:
+def test_the_command_exports_and_says_what_it_needs(tmp_path: Path, download: Path) -> None:
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(cli.app, ["export", *words])
+
+    out = tmp_path / "new" / "out"
+    found = run("climate-encoder", str(download), "--output", str(out), "--dtype", "bf16")
+    assert found.exit_code == 0, found.output
+    assert found.stdout.splitlines()[-1] == f"{out}: 87,808 weights in bf16, 0.00 GB of 0.00 GB"
+    assert own_scalers(ModelConfig(encoder_path=str(out))) is not None
+    for words, line in (
+        (("climate-encoder", str(download)), "--output NEW_FOLDER"),
+        (("climate-encoder", str(download), "--output", "x", "--dtype", "fp8"), "--dtype fp8: allowed are fp32, bf16"),
+        (("climate-encoder", "none.pt", "--output", "x"), "none.pt: no such file; give the downloaded .pt"),
+        (("runs/first", str(download)), "belongs to `sensorium export climate-encoder SOURCE`"),
+    ):
+        found = run(*words)
+        assert isinstance(found.exception, ConfigError)
+        assert line in str(found.exception)
+    assert not Path("x").exists()
+
+
+def test_an_export_holds_one_shard_and_not_the_source(tmp_path: Path) -> None:
     from sensorium.engine.check_memory import read_peak, reset_peak
 
-    source = tmp_path / "large.pt"
-    torch.save({STATE: state, "optimizer": {"exp_avg": torch.zeros(40_000_000)}}, source)
+    source, cpu = tmp_path / "large.pt", torch.device("cpu")
+    large = whole(embed_dim=256, n_blocks_encoder=4, mlp_multiplier=4).state_dict()
+    torch.save({STATE: large, "optimizer": {"exp_avg": torch.zeros(10_000_000)}}, source)
     source.with_name("config.yaml").write_text(HEADS_BESIDE)
-    size, cpu = source.stat().st_size, torch.device("cpu")
-    assert size > 160_000_000
+    encoder = sum(tensor.nbytes for tensor in large.values())
+    del large
+    assert source.stat().st_size > encoder + 40_000_000 > 70_000_000
     if not reset_peak(cpu):
         pytest.skip("this system does not tell peak memory")
-    before = read_peak(cpu)
-    export_encoder(source, tmp_path / "out")
-    assert read_peak(cpu) - before < size / 8
-    before = read_peak(cpu)
-    held = torch.load(source, weights_only=True)  # the negative twin: not mapped
-    assert read_peak(cpu) - before > size / 2
-    del held
+
+    def peak(action: Callable[[], object]) -> int:
+        reset_peak(cpu)
+        before = read_peak(cpu)
+        action()
+        return read_peak(cpu) - before
+
+    assert peak(lambda: export_encoder(source, tmp_path / "small", shard=4_000_000)) < encoder / 2
+    assert peak(lambda: export_encoder(source, tmp_path / "one")) > encoder  # the negative twins: all at once
+    assert peak(lambda: torch.load(source, weights_only=True)) > encoder + 30_000_000  # and not mapped

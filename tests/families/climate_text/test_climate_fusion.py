@@ -19,7 +19,7 @@ from sensorium.families.climate_text.fusion import (
     projector_parameters,
 )
 from sensorium.families.climate_text.llm import LAYERS
-from sensorium.families.climate_text.model import ClimateTextFusion, Decoding, left_padded, prompt_mask
+from sensorium.families.climate_text.model import ClimateTextFusion, Decoding, left_padded, prompt_mask, right_padded
 
 MODES = ("cross_attention", "concatenate", "add")
 CLOSE = {"rtol": 0, "atol": 2e-5}  # float32 sums in another order, over four layers
@@ -291,6 +291,9 @@ def test_prompts_are_moved_to_the_right_end() -> None:
     moved, mask = left_padded(ids, keep, 0)
     assert moved.tolist() == [[1, 2, 3], [0, 0, 5]]
     assert mask.tolist() == [[True] * 3, [False, False, True]]
+    moved, mask = right_padded(ids, ~keep, 0)
+    assert moved.tolist() == [[4, 0, 0], [6, 7, 8]]
+    assert mask.tolist() == [[True, False, False], [True] * 3]
 
 
 # --- what trains
@@ -393,6 +396,76 @@ def test_checkpointing_changes_no_gradient(mode: str, frozen: bool) -> None:
     for chosen in ("all", "every_2"):
         for name, gradient in found["none"].items():
             torch.testing.assert_close(found[chosen][name], gradient, rtol=0, atol=1e-6)
+
+
+# --- other objectives
+
+
+def test_a_target_is_read_without_prompt_and_climate() -> None:
+    model, batch = make_model(), make_batch()
+    with torch.no_grad():
+        found = model.target_vectors(batch)
+        for row, (first, end) in enumerate(((7, 11), (4, 10), (9, 11))):
+            hidden = model.llm.base_model(batch["input_ids"][row : row + 1, first:end]).last_hidden_state
+            torch.testing.assert_close(found[row], hidden[0].mean(dim=0), **CLOSE)
+
+
+def test_the_contrastive_loss_knows_groups_and_rows_without_a_field() -> None:
+    model, batch = make_model(contrastive_weight=0.5).train(), make_batch()
+    found = model(batch).contrast
+    assert found is not None
+    climate = nn.functional.normalize(model.climate(batch)[0].mean(dim=1), dim=-1)
+    assert model.contrast is not None
+    text = nn.functional.normalize(model.contrast.to_text(model.target_vectors(batch)), dim=-1)
+    logits = climate @ text.T / 0.07
+    labels = torch.arange(3)
+    both = (nn.functional.cross_entropy(logits, labels) + nn.functional.cross_entropy(logits.T, labels)) / 2
+    torch.testing.assert_close(found, both, **CLOSE)
+    same = model({**batch, "groups": torch.tensor([4, 4, 9])}).contrast
+    assert same is not None
+    assert not torch.isclose(same, found)
+    batch["field_given"][2] = False
+    fewer = model(batch).contrast
+    two = {name: value[:2] for name, value in batch.items()}
+    torch.testing.assert_close(fewer, model(two).contrast, **CLOSE)
+    found.backward()
+    assert model.projector.inner.weight.grad is not None
+    assert make_model()(make_batch()).contrast is None
+
+
+def test_the_published_regression_is_that_of_two_means() -> None:
+    model, batch = make_model().train(), make_batch()
+    losses = model.regression(batch)
+    assert losses.shape == (3,)
+    hidden, _ = model.features(batch)
+    expected = (hidden[1, :4].mean(dim=0) - model.target_vectors(batch)[1]).square().mean()
+    torch.testing.assert_close(losses[1], expected, **CLOSE)
+    losses.mean().backward()
+    assert model.blocks[0].text_gate.gain.grad is not None
+
+
+def test_attention_says_where_the_answer_looked() -> None:
+    model, batch = make_model(), make_batch()
+    batch["token_mask"] = torch.ones(3, 6, dtype=torch.bool)
+    batch["token_mask"][0, 4:] = False
+    found = model.attention(batch)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(3))
+    assert found[0, 4:].tolist() == [0.0, 0.0]
+    block, seen = model.blocks[1].text_reads, []
+    handle = block.register_forward_hook(lambda module, given, output: seen.append(given))
+    with torch.no_grad():
+        model.logits(batch)
+        x, keys = seen[0]
+        shares = block.shares(x, keys)
+        one_head = copy.deepcopy(block)  # with equal heads the mean of the shares gives the update itself
+        one_head.heads = 1
+        keys = one_head.keys(model.climate(batch)[0], batch["token_mask"])
+        exact = one_head.out(one_head.shares(x, keys) @ keys.v[:, 0])
+        torch.testing.assert_close(one_head(x, keys), exact, **CLOSE)
+    handle.remove()
+    assert shares.shape == (3, 11, 6)
+    with pytest.raises(ConfigError, match="fusion_mode add has no attention"):
+        make_model(fusion_mode="add").attention(batch)
 
 
 # --- sizes

@@ -158,6 +158,7 @@ def test_no_code_of_a_folder_is_run(folder: Path) -> None:
         ({"grid_vit": {"width": 30}}, "width 30 must be a multiple of 4 and of the 4 heads"),
         ({"fusion_mod": "add"}, "did you mean 'fusion_mode'"),
         ({"lora": {"targets": []}}, "targets"),
+        ({"objective": "pooled_mse_legacy", "contrastive_weight": 1}, "contrastive_weight goes with objective lm"),
     ],
 )
 def test_configurations_that_cannot_be_are_one_line(changes: dict[str, object], line: str) -> None:

@@ -109,6 +109,14 @@ class ModelConfig(Section):
     )
     fusion_heads: int = Field(8, ge=1, le=64, description="Attention heads of the blocks.")
     fusion_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the blocks' updates.")
+    objective: Literal["lm", "pooled_mse_legacy"] = Field(
+        "lm",
+        description="`lm`: the next word of the target; `pooled_mse_legacy`: the published regression of means, "
+        "after which a model makes no text.",
+    )
+    contrastive_weight: float = Field(
+        0.0, ge=0, le=1000, description="Weight of a contrastive loss between fields and texts; 0: none."
+    )
     climate_dropout: float = Field(
         0.1, ge=0, lt=1, description="Share of training samples that are shown without their field."
     )
@@ -125,6 +133,8 @@ class ModelConfig(Section):
         if self.encoder_path is not None and (self.random_init or not prithvi):
             other = "random_init is true" if prithvi else "climate_encoder is grid_vit, which has no weights"
             raise ValueError(f"encoder_path is given, but {other}; leave one of them out")
+        if self.objective != "lm" and self.contrastive_weight:
+            raise ValueError("contrastive_weight goes with objective lm; set it to 0")
         if not prithvi and (self.mask_unit != "auto" or self.encoder_shifting):
             raise ValueError("mask_unit and encoder_shifting are Prithvi's; grid_vit has no units")
         if self.fusion_width != "auto" and (self.fusion_width < 8 or self.fusion_width % self.fusion_heads):
@@ -140,6 +150,8 @@ class ModelConfig(Section):
     def notes(self) -> list[str]:
         """Settings that do nothing together with the others, one line each."""
         found = []
+        if self.objective != "lm":
+            found.append(f"model.objective {self.objective} teaches no words: the trained model makes no text")
         if self.fusion_mode != "cross_attention":
             found.append(f"model.num_fusion_layers does nothing with fusion_mode {self.fusion_mode}")
         if not self.gradient_checkpointing and self.activation_checkpointing != "all":

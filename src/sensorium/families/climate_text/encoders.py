@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from sensorium.data.fields.channels import Scalers
+from sensorium.data.fields.channels import CONSTANT, MERRA2_160, Scalers
 from sensorium.errors import ConfigError
 from sensorium.families.climate_text.config import ModelConfig
 from sensorium.families.climate_text.grid_vit import GridVit
@@ -100,6 +100,13 @@ def own_scalers(model: ModelConfig) -> Scalers | None:
     if model.climate_encoder == "grid_vit" or model.random_init:
         return None
     return find_weights(encoder_path(model)).scalers
+
+
+def own_channels(model: ModelConfig) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Names of the channels and of the static fields that the encoder reads, in its order; None: any of them."""
+    if model.climate_encoder == "grid_vit":
+        return None
+    return tuple(channel.name for channel in MERRA2_160), tuple(channel.name for channel in CONSTANT)
 
 
 def checkpointed_layers(model: ModelConfig, depth: int) -> tuple[int, ...]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sensorium import reading
-from sensorium.errors import CheckpointError, DataError
+from sensorium.errors import CheckpointError, ConfigError, DataError
 from sensorium.exported import LIBRARY, write_tensors
 from sensorium.families.climate_text.prithvi_weights import (
     ABOUT,
@@ -33,7 +32,7 @@ _LARGEST_CARD = 1 << 20
 def export_encoder(
     source: Path,
     output: Path,
-    dtype: Literal["fp32", "bf16"] = "fp32",
+    dtype: str = "fp32",
     *,
     trusted: bool = False,
     shard: int = SHARD,
@@ -41,12 +40,14 @@ def export_encoder(
 ) -> str:
     """Write ``encoder.json`` and ``model-*.safetensors`` into the new folder ``output``; says in a line what is there.
 
-    Bounded memory: the source is mapped, and one shard of it is read at a time. ``trusted``: code in a ``.pt`` may run.
-    ``advance(done, total)`` is told the bytes that are written. Raises ConfigError, CheckpointError, DataError (the
-    folder is not empty) and DiskError; then nothing is left behind.
+    Bounded memory: the source is mapped, and one shard of it is read at a time. ``dtype``: of ``DTYPES``. ``trusted``:
+    code in a ``.pt`` may run. ``advance(done, total)`` is told the bytes that are written. Raises ConfigError,
+    CheckpointError, DataError (the folder is not empty) and DiskError; then nothing is left behind.
     """
     if source.is_dir():
         raise CheckpointError(f"{source}: a folder; give the .pt file of Prithvi WxC")
+    if not source.is_file():
+        raise ConfigError(f"{source}: no such file; give the downloaded .pt of Prithvi WxC")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"{output}: exists already; name a new folder")
     found = find_weights(source, trusted=trusted)

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from sensorium.errors import ConfigError
 from sensorium.families.climate_text.tokens import PLACE_WIDTH, place_code
-from sensorium.parts.attention import CrossAttention, Keys, Mlp, attend, init_weights, split_heads
+from sensorium.parts.attention import CrossAttention, Keys, Mlp, attend, full_precision, init_weights, split_heads
 
 
 @dataclass
@@ -29,7 +29,8 @@ class Running:
     ``climate`` ``[B, N, F]`` as the next block will find it; ``mask`` ``[B, N]`` bool; ``strength`` ``[B]`` 1 or 0: the
     row has climate or not; ``prompt`` ``[B, S]`` bool: positions that climate may read. ``kept``: what text reads in
     each block, once the prompt was read. ``prefix`` ``[B, N + 2, E]``, ``added`` ``[B, E]``: of the other modes.
-    ``chosen``: ``[B, S]`` bool, positions whose logits are wanted; None: all.
+    ``chosen``: ``[B, S]`` bool, positions whose logits are wanted; None: all. ``shares``: where blocks are to leave how
+    much each position looks at each token, ``[B, S, N]``; None: nowhere.
     """
 
     climate: Tensor
@@ -40,6 +41,7 @@ class Running:
     prefix: Tensor | None = None
     added: Tensor | None = None
     chosen: Tensor | None = None
+    shares: list[Tensor] | None = None
 
     def repeated(self, times: int) -> Running:
         """Every row so many times, one after the other, as beams are."""
@@ -139,6 +141,15 @@ class Look(nn.Module):
     def forward(self, x: Tensor, keys: Keys) -> Tensor:
         """The update, zeros in rows that may see nothing."""
         found: Tensor = self.out(attend(split_heads(self.to_queries(self.query_norm(x)), self.heads), keys))
+        return found
+
+    @torch.no_grad()
+    def shares(self, x: Tensor, keys: Keys) -> Tensor:
+        """How much each query looks at each key, mean over the heads, ``[R, M, N]`` float32; rows sum to 1."""
+        q = split_heads(self.to_queries(self.query_norm(x)), self.heads)
+        scores = full_precision(q @ keys.k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+        scores = scores.masked_fill(~keys.mask[:, None, None, :], -1e9)
+        found: Tensor = scores.softmax(dim=-1).mean(dim=1)
         return found
 
 

@@ -38,6 +38,7 @@ from sensorium.families.climate_text.fusion import (
     places,
 )
 from sensorium.families.climate_text.llm import LoraUpdates, checkpoint_layers, decoder_layers, open_llm
+from sensorium.families.climate_text.objectives import Contrast, masked_mean, regression
 from sensorium.parts.attention import full_precision
 
 if TYPE_CHECKING:
@@ -46,11 +47,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the model says of every target token of a batch: ``logits`` ``[P, V]``, ``labels`` and ``rows`` ``[P]``."""
+    """What the model says of every target token of a batch: ``logits`` ``[P, V]``, ``labels`` and ``rows`` ``[P]``.
+
+    ``contrast``: the contrastive loss, a scalar, where ``contrastive_weight`` is not 0.
+    """
 
     logits: Tensor
     labels: Tensor
     rows: Tensor
+    contrast: Tensor | None = None
 
     def losses(self) -> Tensor:
         """Negative log-likelihood of each token, ``[P]`` float32."""
@@ -107,6 +112,7 @@ class ClimateTextFusion(nn.Module):
         if model.resampler == "perceiver":
             self.resampler = Perceiver(self.width, model.fusion_heads, model.resampler_queries, model.resampler_layers)
         self.lora = LoraUpdates(self.llm, model.lora) if model.lora.rank else None
+        self.contrast = Contrast(self.width, text_width) if model.contrastive_weight else None
         self._holder = Holder()
         self._build_fusion(text_width)
         self.train(self.training)
@@ -173,8 +179,7 @@ class ClimateTextFusion(nn.Module):
             return batch["climate_tokens"], batch["token_lat"], batch["token_lon"]
         if self.encoder is None:
             raise DataError("the batch holds fields, and this model was built for tokens; call attach_encoder() first")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trains_encoder(self.config)):
-            return cast("Encoder", self.encoder).encode(batch)
+        return cast("Encoder", self.encoder).encode(batch)
 
     def _begin(self, batch: Mapping[str, Tensor], prompt_BS: Tensor) -> Running:
         climate, mask = self.climate(batch)
@@ -199,6 +204,9 @@ class ClimateTextFusion(nn.Module):
             found = checkpoint(block, *given, use_reentrant=False)
         else:
             found = block(*given)
+        if running.shares is not None:
+            reads = cast("FusionBlock", block).text_reads
+            running.shares.append(reads.shares(text.to(reads.out.weight.dtype), found[2]))
         text, running.climate, running.kept[number] = found
         return ((text, *args[1:]), named) if args else (args, {**named, "hidden_states": text})
 
@@ -229,10 +237,46 @@ class ClimateTextFusion(nn.Module):
         if not bool(target[:, 1:].any(dim=1).all()):
             raise DataError("a row of the batch has no target token behind its first one: nothing to learn from it")
         running = self._begin(batch, prompt_mask(batch))
-        running.chosen = functional.pad(target[:, 1:], (0, 1))
+        contrast = self._contrast(batch, running)
+        chosen = functional.pad(target[:, 1:], (0, 1))
+        running.chosen = chosen
         logits = self._run(batch, running).logits[0]
         rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
-        return Predictions(logits, ids[:, 1:][target[:, 1:]], rows[running.chosen[:, -ids.shape[1] :]])
+        return Predictions(logits, ids[:, 1:][target[:, 1:]], rows[chosen], contrast)
+
+    def _contrast(self, batch: Mapping[str, Tensor], running: Running) -> Tensor | None:
+        if self.contrast is None:
+            return None
+        climate = masked_mean(running.climate, running.mask)
+        found: Tensor = self.contrast(
+            climate, self.target_vectors(batch), batch["field_given"].bool(), batch.get("groups")
+        )
+        return found
+
+    @torch.no_grad()
+    def target_vectors(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the language model alone makes of the targets, read without prompt and climate: means ``[B, E]``."""
+        ids, mask = right_padded(batch["input_ids"], batch["target_mask"].bool(), 0)
+        hidden: Tensor = self.llm.base_model(ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
+        return masked_mean(hidden, mask)
+
+    def regression(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Losses of the published objective, ``[B]``: the mean state of the prompt that saw the field against that of
+        the target."""
+        hidden, _ = self.features(batch)
+        return regression(masked_mean(hidden, prompt_mask(batch)), self.target_vectors(batch))
+
+    @torch.no_grad()
+    def attention(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """How much the target's words look at each climate token, ``[B, N]``: mean over words and blocks. Raises
+        ConfigError for modes without blocks."""
+        if not self.blocks:
+            raise ConfigError(f"fusion_mode {self.config.fusion_mode} has no attention to climate of its own")
+        running = self._begin(batch, prompt_mask(batch))
+        running.shares = []
+        self._run(batch, running)
+        weight = batch["target_mask"].float()[..., None]
+        return (torch.stack(running.shares).mean(dim=0) * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
 
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits at every position of the text, ``[B, S, V]``."""
@@ -247,8 +291,7 @@ class ClimateTextFusion(nn.Module):
         with self._holder.holding(running):
             hidden: Tensor = self.llm.base_model(**given, use_cache=False).last_hidden_state
         hidden = hidden[:, -batch["input_ids"].shape[1] :]
-        weight = batch["attention_mask"].float()[..., None]
-        return hidden, (full_precision(hidden) * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
+        return hidden, masked_mean(hidden, batch["attention_mask"])
 
     def _run(self, batch: Mapping[str, Tensor], running: Running) -> Any:
         given = self._given(batch, running)
@@ -307,6 +350,15 @@ def prompt_mask(batch: Mapping[str, Tensor]) -> Tensor:
 def left_padded(ids_BS: Tensor, keep_BS: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
     """The kept tokens of each row moved to the right end, as texts are continued; and their mask."""
     length = int(keep_BS.sum(dim=1).max())
-    order = keep_BS.long().argsort(dim=1, stable=True)[:, -length:]
-    mask = keep_BS.gather(1, order)
-    return ids_BS.gather(1, order).masked_fill(~mask, pad_id), mask
+    return _moved(ids_BS, keep_BS, keep_BS.long().argsort(dim=1, stable=True)[:, -length:], pad_id)
+
+
+def right_padded(ids_BS: Tensor, keep_BS: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
+    """The kept tokens of each row moved to the left end, and their mask."""
+    length = int(keep_BS.sum(dim=1).max())
+    return _moved(ids_BS, keep_BS, (~keep_BS).long().argsort(dim=1, stable=True)[:, :length], pad_id)
+
+
+def _moved(ids_BS: Tensor, keep_BS: Tensor, order_BL: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
+    mask = keep_BS.gather(1, order_BL)
+    return ids_BS.gather(1, order_BL).masked_fill(~mask, pad_id), mask

@@ -77,10 +77,8 @@ def token_window(grid: Sides, unit: Sides, most: int, wanted: Window = "auto", *
 
 
 def pool_windows(map_BDhw: Tensor, window: Sides) -> Tensor:
-    """Means over windows, ``[B, N, D]``, row by row from the south; in float32 inside, in the map's type outside."""
-    with without_autocast(map_BDhw.device):
-        means = functional.avg_pool2d(map_BDhw.float(), window, window)
-    return means.flatten(2).transpose(1, 2).to(map_BDhw.dtype)
+    """Means over windows, ``[B, N, D]``, row by row from the south; PyTorch sums them in float32."""
+    return functional.avg_pool2d(map_BDhw, window, window).flatten(2).transpose(1, 2)
 
 
 def window_centres(lat_BH: Tensor, lon_BW: Tensor, points: Sides) -> tuple[Tensor, Tensor]:
