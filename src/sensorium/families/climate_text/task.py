@@ -30,13 +30,18 @@ class ClimateTextTask(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """A batch as ``data.py`` makes it."""
-        loss = self.compute_loss(batch)
-        weight = float(batch["target_mask"][:, 1:].sum())
-        return Output(loss, {}, weight)
+        words = self.model.config.objective == "lm"
+        weight = float(batch["target_mask"][:, 1:].sum()) if words else float(len(batch["target_mask"]))
+        return Output(self.compute_loss(batch), {}, weight)
 
     def compute_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean negative log-likelihood of the target's tokens and its end, scalar."""
-        return self.model(batch).losses().mean()
+        """Mean negative log-likelihood of the target's tokens and its end, scalar; with ``contrastive_weight`` also
+        that of pairs. Objective ``pooled_mse_legacy``: the published regression."""
+        if self.model.config.objective != "lm":
+            return self.model.regression(batch).mean()
+        said = self.model(batch)
+        loss: Tensor = said.losses().mean()
+        return loss if said.contrast is None else loss + self.model.config.contrastive_weight * said.contrast
 
 
 def sections(config: RunConfig) -> tuple[ModelConfig, DataConfig]:

@@ -1,0 +1,202 @@
+"""Answers and controls are judged rightly: who sees the field passes, who does not is said to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sensorium import config as configuration
+from sensorium import families
+from sensorium.engine import settings
+from sensorium.engine.contract import Batch, Evaluation, Host, Sources
+from sensorium.errors import DataError
+from sensorium.families.climate_text.data import EvalSource, TrainSource, spread
+from sensorium.families.climate_text.evaluator import NOT_USED, ClimateEvaluator
+from sensorium.families.climate_text.gallery import field_map
+from sensorium.families.climate_text.task import ClimateTextTask, group
+
+FAMILY = families.load("climate_text")
+CHANGES = {"data": {"demo": {"num_samples": 40, "questions": 3}, "evaluation": {"max_new_tokens": 200, "maps": 3}}}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[settings.RunConfig, Sources]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SENSORIUM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        config = settings.resolve(FAMILY, "tiny", CHANGES)
+        yield config, FAMILY.sources(config, Host())
+
+
+@pytest.fixture(scope="module")
+def task(prepared: tuple[settings.RunConfig, Sources]) -> ClimateTextTask:
+    torch.manual_seed(0)
+    made = FAMILY.task(prepared[0], FAMILY.facts(*prepared)).eval()
+    assert isinstance(made, ClimateTextTask)
+    return made
+
+
+@pytest.fixture
+def source(prepared: tuple[settings.RunConfig, Sources]) -> EvalSource:
+    found = prepared[1].val
+    assert isinstance(found, EvalSource)
+    return found
+
+
+def judged(
+    prepared: tuple[settings.RunConfig, Sources], source: EvalSource, answers: Sequence[Sequence[str]], *, gain: float
+) -> Evaluation:
+    """The evaluation of these texts by control, with losses of one nat a token, less ``gain`` with the own field."""
+    texts, most = source.inputs.texts, prepared[0].data.evaluation.max_new_tokens
+    ids = np.full((len(source), most), -1)
+    for row, text in enumerate(text for some in answers for text in some):
+        numbers = texts.target(text)
+        ids[row, : len(numbers)] = numbers
+    tokens = np.full(len(source), 10)
+    loss = tokens * np.where(np.arange(len(source)) < source.rows, 1.0 - gain, 1.0)
+    loss = loss + np.random.default_rng(0).normal(0, 0.01, len(source))
+    collected = {"answer": torch.from_numpy(ids), "tokens": torch.from_numpy(tokens), "loss": torch.from_numpy(loss)}
+    return ClimateEvaluator(prepared[0]).score(collected, source, torch.nn.Identity(), final=True)
+
+
+def test_who_answers_from_the_field_passes(prepared: tuple[settings.RunConfig, Sources], source: EvalSource) -> None:
+    """With its own field all is right; with another's it tells what that one shows, without one it is silent."""
+    entries = source.part.entries
+    own = [entry.target for entry in entries]
+    other = [entries[number].target for number in source.partner.tolist()]
+    found = judged(prepared, source, [own, other, [""] * len(own)], gain=0.5)
+    assert found.metrics["facts"] == found.metrics["facts/location"] == 100.0
+    assert found.metrics["absent/facts"] == 0.0
+    assert found.metrics["shuffled/facts"] < 60
+    assert found.metrics["climate_used"] == 1.0
+    assert found.warnings == ()
+    assert found.metrics["perplexity"] == pytest.approx(math.exp(0.5), rel=0.01)
+    assert found.metrics["perplexity/shuffled"] == pytest.approx(math.e, rel=0.01)
+    assert 0 < found.metrics["chance/facts"] < 70
+    assert [row[0] for row in found.tables[0].rows][-1] == "the commonest answer"
+    assert all(row[-1] == "yes" for row in found.tables[1].rows)
+
+
+def test_who_does_not_look_is_found_out(prepared: tuple[settings.RunConfig, Sources], source: EvalSource) -> None:
+    """Negative twin: the same right answers with every field come from the text, not from the field."""
+    own = [entry.target for entry in source.part.entries]
+    for gain in (0.0, 0.5):
+        found = judged(prepared, source, [own, own, own], gain=gain)
+        assert found.metrics["facts"] == found.metrics["shuffled/facts"] == 100.0
+        assert found.metrics["climate_used"] == 0.0
+        [warning] = found.warnings
+        assert warning.startswith(NOT_USED)
+        assert "facts, over the field of another sample: 0 (0 to 0)" in warning
+        assert ("loss, below" in warning) is (gain == 0.0)
+
+
+def test_the_report_shows_maps_and_all_answers(
+    prepared: tuple[settings.RunConfig, Sources], source: EvalSource
+) -> None:
+    own = [entry.target for entry in source.part.entries]
+    found = judged(prepared, source, [own, own, own], gain=0.0)
+    [gallery] = found.galleries
+    assert [card.query.image for card in gallery.cards] == list(found.pictures) == [f"map-{n}.png" for n in range(3)]
+    assert gallery.cards[0].query.caption == source.part.entries[0].text
+    captions = [hit.caption for hit in gallery.cards[0].found]
+    assert [caption.partition(":")[0] for caption in captions] == [
+        "truth",
+        "with its own field",
+        "with the field of another sample",
+        "with no field",
+    ]
+    assert gallery.cards[0].found[1].right is True
+    assert len(found.details["answers"]) == source.rows
+    assert found.details["answers"][0]["own"] == source.part.entries[0].target
+
+
+def test_the_map_is_of_what_is_asked(source: EvalSource) -> None:
+    for row, entry in enumerate(source.part.entries):
+        facts = entry.facts or {}
+        found = field_map(source.part, row, f"The strongest anomaly is in the {facts['location']}.")
+        assert found.title.startswith(facts["about"])
+        assert found.true == found.told == facts["location"]
+        assert found.anomaly
+        sample = source.part.sample(row)
+        assert found.values.shape == (len(sample.lat), len(sample.lon))
+        name = next(name for name, label in source.part.layout.labels.items() if label == facts["about"])
+        channel = sample.names.index(name)
+        assert sample.climatology is not None
+        np.testing.assert_array_equal(found.values, (sample.field[-1, channel] - sample.climatology[channel]).numpy())
+    assert field_map(source.part, 0, "I do not know.").told is None
+
+
+def whole(source: EvalSource) -> Batch:
+    numbers = range(len(source))
+    return source.collate([source.example(number, 0) for number in numbers])
+
+
+def test_losses_and_answers_of_a_batch(
+    prepared: tuple[settings.RunConfig, Sources], source: EvalSource, task: ClimateTextTask
+) -> None:
+    few = replace(source, answers=2)
+    assert few.answered.sum() == 2
+    batch, evaluator = whole(few), ClimateEvaluator(prepared[0])
+    with torch.no_grad():
+        found = evaluator.collect(task, batch, final=True)
+        losses = task.model(batch).losses()
+    assert found["loss"].sum() == pytest.approx(float(losses.sum()), rel=1e-5)
+    assert int(found["tokens"].sum()) == int(batch["target_mask"].sum())
+    asked = batch["answered"]
+    assert int(asked.sum()) == 2 * 3
+    assert (found["answer"][~asked] == -1).all()
+    assert (found["answer"][asked][:, 0] >= 0).all()
+    assert evaluator.collect(task, batch, final=False).keys() == {"loss", "tokens"}
+
+
+def test_answers_do_not_know_the_target(
+    prepared: tuple[settings.RunConfig, Sources], source: EvalSource, task: ClimateTextTask
+) -> None:
+    few = replace(source, answers=2)
+    batch, evaluator = whole(few), ClimateEvaluator(prepared[0])
+    other = {**batch, "input_ids": batch["input_ids"].masked_fill(batch["target_mask"], 65)}
+    with torch.no_grad():
+        first, second = (evaluator.collect(task, one, final=True) for one in (batch, other))
+    assert torch.equal(first["answer"], second["answer"])
+    assert not torch.equal(first["loss"], second["loss"])
+
+
+def test_the_training_split_has_no_controls(
+    prepared: tuple[settings.RunConfig, Sources], task: ClimateTextTask
+) -> None:
+    config, found = prepared
+    assert isinstance(found.train, TrainSource)
+    with pytest.raises(DataError, match="evaluate val or test"):
+        ClimateEvaluator(config).score({}, found.train, task, final=True)
+
+
+def test_validation_must_not_be_training(prepared: tuple[settings.RunConfig, Sources], tmp_path: Path) -> None:
+    part = prepared[1].train.part.folder
+    given = {"data": {"demo": None, "train_path": str(part), "val_path": str(part / ".." / "train")}}
+    config = settings.resolve(FAMILY, "tiny", given)
+    with pytest.raises(DataError, match="val and train are the same folder"):
+        FAMILY.sources(config, Host())
+    none = configuration.merge(given, {"data": {"val_path": str(tmp_path / "none")}})
+    with pytest.raises(DataError, match="no such folder"):
+        FAMILY.sources(settings.resolve(FAMILY, "tiny", none), Host())
+
+
+def test_parameter_groups(task: ClimateTextTask) -> None:
+    groups = {name: group(name, parameter) for name, parameter in task.named_parameters()}
+    assert set(groups.values()) == {
+        f"{part}{ending}" for part in ("encoder", "llm", "fusion") for ending in ("", "_no_decay")
+    }
+    assert all(group_.endswith("_no_decay") for name, group_ in groups.items() if name.endswith("bias"))
+
+
+@pytest.mark.parametrize(("count", "wanted", "chosen"), [(5, None, 5), (5, 9, 5), (5, 2, 2), (1000, 300, 300)])
+def test_evenly_spread(count: int, wanted: int | None, chosen: int) -> None:
+    found = spread(count, wanted)
+    assert found.sum() == chosen
+    assert found[0]
+    assert found[-1] or chosen == 1
