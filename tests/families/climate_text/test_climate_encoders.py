@@ -295,6 +295,7 @@ def test_a_frozen_encoder_builds_no_graph_and_stays(batch: dict[str, Tensor]) ->
         with pytest.raises(DataError, match="built for tokens"):
             stored.logits({**text, **batch})
         stored.attach_encoder()
+        assert not stored.encoder.training
         assert torch.equal(stored.logits({**text, **batch}), live)  # random weights are the same ones always
 
 

@@ -150,7 +150,8 @@ class ClimateTextFusion(nn.Module):
             raise ConfigError(
                 f"the encoder makes tokens of width {found.width}; this model was built for {self.facts.token_width}"
             )
-        self.encoder = found.requires_grad_(trains_encoder(self.config))
+        self.encoder = found.requires_grad_(trains_encoder(self.config)).to(next(self.llm.parameters()).device)
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> ClimateTextFusion:
         """What is frozen stays in eval mode."""
