@@ -69,7 +69,8 @@ def train(
     """
     optim.require(config.optim)  # say now what is missing, not after the data were encoded
     tracking.require(config.track)
-    with Backend(config.train, f"; {_again(folder)}") as backend, _stoppable(folder) as stop:
+    processes = Backend(config.train, f"; {_again(folder)}", whole_gradient=family.whole_gradient)
+    with processes as backend, _stoppable(folder) as stop:
         started = configuration.flat(config) | rundir.versions() | {"resume": resume}
         backend.agree("configuration (start all with the same command)", started, ConfigError)
         if not backend.is_main:
