@@ -277,6 +277,10 @@ def test_single_parts_and_sequential(here: Path, script: Script) -> None:
     }
     assert "stop_loss" not in said["tempme_only"]  # without STOP there are no slots
     assert "stop_loss" in said["stop_only"]
+    told = {mode: re.findall(r"Parameters: ([\d,]+) trainable", out)[0] for mode, out in said.items()}
+    counts = {mode: int(count.replace(",", "")) for mode, count in told.items()}
+    assert counts["tempme_only"] + counts["stop_only"] == counts["sequential"]
+    assert min(counts.values()) > 1000
     tensors = {name: one["model_state_dict"] for name, one in found.items()}
     assert equal(tensors["first"], tensors["tempme_only"])  # bit for bit; its prompters are untouched
     assert equal(tensors["sequential"], tensors["first"], "tempme.")  # frozen in the second stage

@@ -40,6 +40,7 @@ from sensorium.engine.session import (
     frozen_digest,
     load_weights,
     restore,
+    sizes,
     summary,
     warm_start,
     weights_of,
@@ -172,8 +173,7 @@ def _require_room(
 
 def _announce(run: Run, listener: Listener | None) -> None:
     """Say what begins; a listener says the size of it."""
-    trainable = sum(p.numel() for p in run.parameters.values())
-    frozen = sum(p.numel() for p in run.task.parameters()) - trainable
+    trainable, frozen = sizes(run)
     clock, say = run.clock, run.tracker.say
     epochs = clock.epoch(clock.total)
     if listener is None:
