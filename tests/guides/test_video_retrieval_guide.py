@@ -485,7 +485,7 @@ def test_two_processes_train_as_one(here: Path, script: Script) -> None:
     kept = "(torch.cat([p.detach().flatten() for p in model.parameters()]), torch.cat(seen))"
     by_hand = by_hand.replace("dist.destroy", f"torch.save({kept}, f'state.{{dist.get_rank()}}')\ndist.destroy")
     words = ["train_unified_model.py", *MINE, *HERE, "--resume", str(OUT / "checkpoint_epoch_2.pth")]
-    words += ["train.timeout_minutes=0.3"]
+    words += ["train.timeout_minutes=1"]
     late = f"import sys, train_unified_model as t\nsys.argv = {words}\n{LATE}\nt.main()"
     command = [sys.executable, "-c", RANKS, train, f"QUICK = {quick}\n{by_hand}", late]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
