@@ -98,7 +98,7 @@ def _note(job: Mapping[str, Any]) -> Rank:
     try:
         config = settings.resolve(family, "tiny", job["changes"])
         loop.train(family, config, run, resume=(run / "config.yaml").exists(), quiet=True)
-    except SensoriumError as error:
+    except (SensoriumError, RuntimeError) as error:  # the latter from torch
         return noted._replace(error=str(error))
     return noted
 

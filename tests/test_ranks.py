@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import socket
 import time
@@ -14,8 +15,10 @@ import pytest
 from helpers import TOY, lines, toy_config
 from rank_group import Nursery, open_nursery
 from test_resume import assert_equal_runs
+from torch.distributed import TCPStore
 
 from sensorium.engine import checkpoint, loop, ranks, rundir
+from sensorium.errors import RunError
 
 QUIET = {"tensorboard": False}
 STILL = {"model": {"dropout": 0.0}, "train": {"steps": 6}, "checkpoint": {"every_steps": 2}, "track": QUIET}
@@ -314,3 +317,27 @@ def test_what_differs_is_named() -> None:
         "ranks 2, 3 of 4 differ from rank 0: on rank 2 a is 2, on rank 0 1; b is 3, on rank 0 {'c': 2}; "
         "c is 4, on rank 0 None; and 1 more"
     )
+
+
+def test_the_first_process_waits_for_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the store of a launcher, as `spread` and torchrun have one."""
+    host = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(host.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in {**launched, "WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks, "_meetings", itertools.repeat(0))
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(RunError, match=r"did not find each other within 0.01 minutes \(1 came\)"), ranks.met(0.01):
+        pytest.fail("the other one has not come")
+    monkeypatch.setattr(ranks, "_meetings", itertools.repeat(1))
+    monkeypatch.setenv("RANK", "1")
+    with ranks.met(0.01):
+        pass  # it waits for nobody
+    monkeypatch.setenv("RANK", "0")
+    with ranks.met(0.01):
+        pass
+    for name, value in (("WORLD_SIZE", "1"), ("MASTER_PORT", "")):
+        monkeypatch.setenv(name, value)
+        monkeypatch.delenv("MASTER_ADDR", raising=False)
+        with ranks.met(0.0):
+            pass

@@ -189,3 +189,11 @@ def test_a_scale_that_overflows_is_lowered_on_both(tmp_path: Path, ranks: Ranks)
     assert len(skipped) < 8
     for step in skipped[1:]:
         assert_left_as_it_was(tmp_path / "run", step)
+
+
+def test_what_has_no_gradient_ends_a_run_where_all_must_have_one(tmp_path: Path, ranks: Ranks) -> None:
+    """`video_retrieval` says so of itself: a part that is silently dead is found by two processes, too."""
+    assert families.load("video_retrieval").whole_gradient
+    assert [rank.error for rank in ranks.train(tmp_path / "idle", "idle", {})] == [None, None]
+    found = ranks.train(tmp_path / "forbidden", "idle and forbidden", {})
+    assert all("did not receive grad" in (rank.error or "") or "reduction" in (rank.error or "") for rank in found)

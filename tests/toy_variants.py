@@ -82,7 +82,20 @@ FRAGILE_TWO_STAGES = replace(
         Stage("all", share=0.5, trainable=("norm.*", "body.*", "head.*"), lr_scale=0.5),
     ),
 )
+
+
+class IdleTask(ToyTask):
+    """One layer that nobody asks."""
+
+    def __init__(self, model: ToyModel) -> None:
+        super().__init__(model)
+        self.idle = nn.Linear(1, 1)
+
+
+IDLE = replace(TOY, task=lambda config, facts: IdleTask(config.model))
 FAMILIES: Mapping[str, Family] = {
+    "idle": IDLE,
+    "idle and forbidden": replace(IDLE, whole_gradient=True),
     "toy": TOY,
     "toy in stages": TOY_TWO_STAGES,
     "fragile": FRAGILE,
@@ -97,8 +110,8 @@ def scaled(scale: float | None) -> Iterator[None]:
         if scale is not None:
             begin = Backend.__init__
 
-            def with_scaler(self: Backend, train: settings.Train, advice: str = "") -> None:
-                begin(self, train, advice)
+            def with_scaler(self: Backend, train: settings.Train, advice: str = "", *, whole_gradient: bool) -> None:
+                begin(self, train, advice, whole_gradient=whole_gradient)
                 self._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=4)
 
             patch.setattr(Backend, "__init__", with_scaler)

@@ -277,6 +277,10 @@ def test_single_parts_and_sequential(here: Path, script: Script) -> None:
     }
     assert "stop_loss" not in said["tempme_only"]  # without STOP there are no slots
     assert "stop_loss" in said["stop_only"]
+    told = {mode: re.findall(r"Parameters: ([\d,]+) trainable", out)[0] for mode, out in said.items()}
+    counts = {mode: int(count.replace(",", "")) for mode, count in told.items()}
+    assert counts["tempme_only"] + counts["stop_only"] == counts["sequential"]
+    assert min(counts.values()) > 1000
     tensors = {name: one["model_state_dict"] for name, one in found.items()}
     assert equal(tensors["first"], tensors["tempme_only"])  # bit for bit; its prompters are untouched
     assert equal(tensors["sequential"], tensors["first"], "tempme.")  # frozen in the second stage
@@ -457,6 +461,18 @@ for source in sys.argv[1:]:
 """
 
 
+# The second one decides from a file while the first one would like to have it put aside.
+LATE = """
+import os, time
+from sensorium import guide
+pause, write = iter([2.0]), guide.EpochFiles.write
+if os.environ["RANK"] == "1":
+    time.sleep(1.5)
+else:
+    guide.EpochFiles.write = lambda files, saved: (time.sleep(next(pause, 0)), write(files, saved))
+"""
+
+
 def test_two_processes_train_as_one(here: Path, script: Script) -> None:
     """As torchrun starts them; and the README's loop by hand."""
     words = ["train_unified_model.py", *MINE, *HERE, "training.checkpoint_dir=two", "training.num_epochs=1"]
@@ -468,10 +484,15 @@ def test_two_processes_train_as_one(here: Path, script: Script) -> None:
     by_hand = by_hand.replace("    optimizer.step()", "    seen.append(batch[2])\n    optimizer.step()")
     kept = "(torch.cat([p.detach().flatten() for p in model.parameters()]), torch.cat(seen))"
     by_hand = by_hand.replace("dist.destroy", f"torch.save({kept}, f'state.{{dist.get_rank()}}')\ndist.destroy")
-    command = [sys.executable, "-c", RANKS, train, f"QUICK = {quick}\n{by_hand}"]
+    words = ["train_unified_model.py", *MINE, *HERE, "--resume", str(OUT / "checkpoint_epoch_2.pth")]
+    words += ["train.timeout_minutes=1"]
+    late = f"import sys, train_unified_model as t\nsys.argv = {words}\n{LATE}\nt.main()"
+    command = [sys.executable, "-c", RANKS, train, f"QUICK = {quick}\n{by_hand}", late]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.count("codes 0 0") == 2, done.stderr
+    assert done.stdout.count("codes 0 0") == 3, done.stderr
+    assert f"Continuing {OUT}/run exactly at step 4 (epoch 2), as a branch in {OUT}/run" in done.stdout
+    assert "Processes: 1 until now, 2 from here" in done.stdout
     assert done.stdout.count("Batch: 8 videos meet in one loss, 7 negatives each") == 1
     answer = script(*MINE, "training.checkpoint_dir=one", "training.num_epochs=1", "training.batch_size=8")
     assert answer.code == 0, answer.err

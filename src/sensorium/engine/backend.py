@@ -34,13 +34,14 @@ from sensorium.errors import ConfigError, RunError, SensoriumError
 
 
 class Backend:
-    """One process of a run. ``advice``: what to do after a crash, for the end of a line.
+    """One process of a run. ``advice``: what to do after a crash, for the end of a line. ``whole_gradient``: of what
+    trains, everything has a gradient in each step (contract.Family).
 
     Raises RunError when a launcher's other processes do not come, and at the end of its block in place of an error
     for which another process, or a loader worker, is the reason.
     """
 
-    def __init__(self, settings: Train, advice: str = "") -> None:
+    def __init__(self, settings: Train, advice: str = "", *, whole_gradient: bool = False) -> None:
         if settings.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("train.device is cuda, but no GPU is visible; use cpu or auto")
         cpu = settings.device == "cpu" or not torch.cuda.is_available()
@@ -57,7 +58,7 @@ class Backend:
                 # Ours alone: `accelerate launch --gradient_accumulation_steps` would divide every loss.
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
                 kwargs_handlers=[
-                    DistributedDataParallelKwargs(find_unused_parameters=True),
+                    DistributedDataParallelKwargs(find_unused_parameters=not whole_gradient),
                     InitProcessGroupKwargs(timeout=timedelta(minutes=settings.timeout_minutes)),
                 ],
             )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sensorium import config as configuration
-from sensorium.engine import checkpoint, launch, loop, portable, rundir, session, settings
+from sensorium.engine import checkpoint, launch, loop, portable, ranks, rundir, session, settings
 from sensorium.engine.contract import Evaluation, Family, Listener, Saved
 from sensorium.engine.settings import RunConfig, config_class
 from sensorium.errors import CheckpointError, ConfigError
@@ -96,6 +96,11 @@ def continue_from(
 
 def train(family: Family, start: Start, listener: Listener, files: Files) -> Evaluation | None:
     """Carry out what was decided, keep what stood in the way, and train. Raises as ``loop.train`` does."""
+    with ranks.met(start.config.train.timeout_minutes):  # who has yet to decide must find all as it was
+        return _train(family, start, listener, files)
+
+
+def _train(family: Family, start: Start, listener: Listener, files: Files) -> Evaluation | None:
     if launch.is_main():
         for note in start.notes:
             print(note, flush=True)

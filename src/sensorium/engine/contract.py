@@ -334,6 +334,8 @@ class Family:
     alarm.
     ``exports``: by format, what writes the trained model into a new folder and returns a line about it.
     ``profile(config, meter)``: what the family's models cost, side by side; None where it has no such comparison.
+    ``whole_gradient``: whether every parameter that a stage trains has a gradient in each step. One that has none then
+    ends a run of several processes; else it would stay what it was, seen by nobody.
     ``accumulation``: "sum" if the mean over micro-batches is the right loss. "inside-task" if it is not (contrastive):
     the task then gets all rows of the step at once and divides them itself (``parts/chunks.py``).
     """
@@ -350,6 +352,7 @@ class Family:
     stages: Callable[[RunConfig], tuple[Stage, ...]] = one_stage
     group: Callable[[str, nn.Parameter], str] = default_group
     accumulation: Literal["sum", "inside-task"] = "sum"
+    whole_gradient: bool = False
     initial: Callable[[nn.Module, RunConfig], None] | None = None
     begin_stage: Callable[[nn.Module, Begin], None] | None = None
     after_step: Callable[[nn.Module, int], None] | None = None

@@ -40,6 +40,7 @@ from sensorium.engine.session import (
     frozen_digest,
     load_weights,
     restore,
+    sizes,
     summary,
     warm_start,
     weights_of,
@@ -70,7 +71,8 @@ def train(
     """
     optim.require(config.optim)  # say now what is missing, not after the data were encoded
     tracking.require(config.track)
-    with Backend(config.train, f"; {_again(folder)}") as backend, _stoppable(folder) as stop:
+    processes = Backend(config.train, f"; {_again(folder)}", whole_gradient=family.whole_gradient)
+    with processes as backend, _stoppable(folder) as stop:
         started = configuration.flat(config) | rundir.versions() | {"resume": resume}
         backend.agree("configuration (start all with the same command)", started, ConfigError)
         if not backend.is_main:
@@ -172,8 +174,7 @@ def _require_room(
 
 def _announce(run: Run, listener: Listener | None) -> None:
     """Say what begins; a listener says the size of it."""
-    trainable = sum(p.numel() for p in run.parameters.values())
-    frozen = sum(p.numel() for p in run.task.parameters()) - trainable
+    trainable, frozen = sizes(run)
     clock, say = run.clock, run.tracker.say
     epochs = clock.epoch(clock.total)
     if listener is None:

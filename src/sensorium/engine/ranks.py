@@ -14,13 +14,15 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
 import torch
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from sensorium.errors import Interrupted, RunError, SensoriumError, Stopped
 
@@ -29,6 +31,7 @@ SILENCE = 5.0  # seconds without one after which a process counts as gone
 QUICK = 0.1  # seconds between two looks at the store once this process leaves
 PAUSE = 0.3  # seconds before the first of them: the connections of a killed process close one after the other
 _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (\w+)|exited)")
+_meetings = itertools.count()  # of this process, as of all others
 _numbers = itertools.count()  # of the rolls of this process: all processes of a run open the same ones
 
 
@@ -54,6 +57,37 @@ def word_of(error: BaseException) -> Word:
     # Gloo's errors are plain RuntimeErrors that begin with a place in its source; those of NCCL have a class.
     cut = isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
     return Word("cut" if cut else "bug", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+
+
+@contextmanager
+def met(minutes: float) -> Iterator[None]:
+    """A block that the main process enters when all processes of the launcher have come to it, the others at once.
+
+    It keeps the store through which they met, which is rank 0's own where no launcher holds one. Raises RunError when
+    they do not come.
+    """
+    needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not all(name in os.environ for name in needed):
+        yield  # alone; or the process group will say what is missing
+        return
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    deadline = time.monotonic() + 60 * minutes
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=minutes)))
+        come = (here := PrefixStore(f"sensorium/meeting/{next(_meetings)}", store)).add("come", 1)
+        while rank == 0 and come < world and time.monotonic() < deadline:
+            time.sleep(QUICK)
+            come = here.add("come", 0)
+    except torch.distributed.DistError as error:
+        come, reason = 0, str(error).partition("\n")[0]
+    else:
+        reason = f"{come} came"
+    if not come or (come < world and rank == 0):
+        raise RunError(
+            f"the {world} processes that the launcher asked for did not find each other within {minutes:g} minutes "
+            f"({reason})"
+        )
+    yield
 
 
 def dead_worker(error: BaseException | None, advice: str) -> RunError | None:

@@ -7,6 +7,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -342,12 +343,20 @@ def open_run(family: Family, folder: Path, which: str = "best") -> Loaded:
     return Loaded(folder, path, config, facts, task.eval(), checkpoint.digest_of(content.weights))
 
 
+def sizes(run: Run) -> tuple[int, int]:
+    """How many numbers any stage of the run trains, and how many stay as they are."""
+    patterns = {pattern for stage in run.family.stages(run.config) for pattern in stage.trainable}
+    names = (name for name in run.parameters if any(fnmatchcase(name, pattern) for pattern in patterns))
+    trainable = sum(run.parameters[name].numel() for name in names)
+    return trainable, sum(p.numel() for p in run.task.parameters()) - trainable
+
+
 def summary(run: Run, timings: dict[str, float]) -> dict[str, Any]:
     """``summary.json``: what the run cost and reached."""
-    trainable = sum(p.numel() for p in run.parameters.values())
+    trainable, frozen = sizes(run)
     best = run.progress.best
     return {
-        "parameters": {"trainable": trainable, "frozen": sum(p.numel() for p in run.task.parameters()) - trainable},
+        "parameters": {"trainable": trainable, "frozen": frozen},
         "seconds": {name: round(value, 2) for name, value in timings.items()},
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_gpu_bytes": run.backend.peak_memory(),

@@ -19,7 +19,7 @@ from sensorium.errors import ConfigError
 from sensorium.families.video_retrieval import plan as planning
 from sensorium.families.video_retrieval import presets
 from sensorium.families.video_retrieval.clip import Clip
-from sensorium.families.video_retrieval.config import ModelConfig
+from sensorium.families.video_retrieval.config import KINDS, ModelConfig
 from sensorium.families.video_retrieval.model import UnifiedTempMeSTOPModel
 from sensorium.families.video_retrieval.plan import Recipe, cost, make_plan, selected
 from sensorium.families.video_retrieval.shape import RANDOM, ClipShape, clip_shape
@@ -173,9 +173,20 @@ def test_other_resolutions_and_patches() -> None:
     shape = ClipShape(336, 14, 6, 128, 4, 512, 2, 64, 2, 256, 96, 1000, 77, 999)
     named = {"frame_merge": 20, "cut_cross_pct": 40, "cut_inside_pct": 20}
     built = on_paper({"kind": "unified", "frames": 12, **named}, shape)
+    asked = r"model\.frame_merge, model\.cut_inside_pct must be named for patches of 14 pixels"
+    with pytest.raises(ConfigError, match=asked):
+        on_paper({"kind": "unified", "cut_cross_pct": 40}, shape)
     assert [step.block for step in built.plan.joins] == [2, 3, 4]
     assert built.plan.blocks[0].tokens == 577
     assert measured(built) == planned(built)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trial_needs_no_numbers(kind: str) -> None:
+    """What an error advises where no weights are at hand: `random:tiny` alone."""
+    plan = on_paper({"clip": "random:tiny", "kind": kind}).plan
+    assert [step.block for step in plan.joins] == ([1, 2, 3] if kind in ("tempme", "stop", "unified") else [])
+    assert (plan.blocks[-1].after < 16 * 12 // plan.blocks[-1].clips) == (kind in ("tome", "tempme", "unified"))
 
 
 # --- arithmetic
@@ -207,10 +218,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "grid": ({**B32, "spatial_block": 1}, "patches were merged before"),
     "no block": ({**B32, "spatial_block": 12}, "blocks 0 to 11"),
     "datatype": ({**B32, "words": 78}, "reads 77 tokens at most"),
-    "patch": (
-        {"clip": "random:tiny", "kind": "tempme", "frames": 8},
-        "model.frame_merge must be named for patches of 8",
-    ),
     "selection": ({**B32, "select_pct": 51}, "less than or equal to 50"),
     "temporal": ({"switches": {"group": False, "temporal": True}}, "switches.temporal needs switches.group"),
     "positions": ({"switches": {"group": False, "positions": True}}, "switches.positions needs switches.group"),

@@ -273,7 +273,7 @@ def test_broken_videos_that_are_not_kept_are_found_when_they_are_read(tree: Path
 
 
 def test_pictures_are_videos_of_one_frame() -> None:
-    found = read(data={"format": "synthetic", "options": {"variants": 1}}, model={"frames": 2})
+    found = read(data={"format": "synthetic", "options": {"variants": 1}}, model={"frames": 2, "groups": {3: 2}})
     example = found.train.example(0, 0)
     assert example["video"].shape == (2, 3, SIDE, SIDE)
     assert torch.equal(example["video"][0], example["video"][1])

@@ -10,6 +10,9 @@ the text has to do alone. ``input_ids`` ``[B, S]`` int64 is the prompt, the targ
 ``attention_mask`` and ``target_mask`` ``[B, S]`` bool: what is no padding, and what is to be predicted. ``groups``
 ``[B]`` int64: entries that hang together.
 
+Where a frozen encoder's tokens are kept, ``climate_tokens`` ``[B, N, D]`` with ``token_lat`` and ``token_lon``
+``[B, N]`` stand in place of field, static fields, climatology, positions and times.
+
 A batch of an evaluation also holds ``row`` and ``control`` ``[B]`` int64 and ``answered`` ``[B]`` bool, see
 ``EvalSource``.
 """
@@ -21,7 +24,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -41,7 +44,16 @@ from sensorium.errors import DataError
 from sensorium.families.climate_text.controls import CONTROLS, Control, others
 from sensorium.families.climate_text.prompts import Texts
 
-_STACKED = ("field", "static", "climatology", "lat", "lon", "day_hour")
+_STACKED = (
+    *("field", "static", "climatology", "lat", "lon", "day_hour"),
+    *("climate_tokens", "token_lat", "token_lon"),  # of fields that were encoded before
+)
+
+
+class Tokens(Protocol):
+    """Gives what a frozen encoder made of a field; token_cache.py."""
+
+    def climate(self, part: Part, number: int) -> dict[str, Any]: ...
 
 
 class EvaluationConfig(Section):
@@ -149,15 +161,21 @@ def measured(part: Part) -> Scalers:
 
 @dataclass(frozen=True)
 class Inputs:
-    """How entries become arrays. ``dropout``: share of training samples whose field is withheld."""
+    """How entries become arrays. ``dropout``: share of training samples whose field is withheld; ``tokens``: of fields
+    that were encoded before."""
 
     data: DataConfig
     texts: Texts
     scalers: Scalers
     dropout: float = 0.0
+    tokens: Tokens | None = None
+
+    def seen(self, part: Part, number: int) -> dict[str, Any]:
+        """The part of an example that is a field: its tokens, where they are kept, or itself. Raises DataError."""
+        return self.climate(part, number) if self.tokens is None else self.tokens.climate(part, number)
 
     def climate(self, part: Part, number: int) -> dict[str, Any]:
-        """The part of an example that is a field. Raises DataError naming the file."""
+        """A field with everything that an encoder gets. Raises DataError naming the file."""
         found = part.sample(number)
         path = part.folder / part.entries[number].climate_file
         try:
@@ -240,7 +258,7 @@ class TrainSource:
 
     def example(self, index: int, seed: int) -> Mapping[str, Any]:
         given = generator(seed, "climate_dropout").random() >= self.inputs.dropout
-        climate = self.inputs.climate(self.part, index)
+        climate = self.inputs.seen(self.part, index)
         return {
             **climate,
             **self.inputs.text(self.part, index),
@@ -291,7 +309,7 @@ class EvalSource:
         del seed
         control, row = divmod(index, self.rows)
         kind = self.controls[control]
-        climate = self.inputs.climate(self.part, int(self.partner[row]) if kind == "shuffled" else row)
+        climate = self.inputs.seen(self.part, int(self.partner[row]) if kind == "shuffled" else row)
         return {
             **climate,
             **self.inputs.text(self.part, row),
@@ -318,15 +336,18 @@ def spread(count: int, wanted: int | None) -> np.ndarray:
 
 def collate(examples: Sequence[Mapping[str, Any]], pad: int) -> Batch:
     """Examples side by side, texts padded on the right. Raises DataError for fields of different shapes."""
-    shapes = {tuple(one["field"].shape) for one in examples}
+    stacked = [name for name in _STACKED if name in examples[0]]
+    shapes = {tuple(one[stacked[0]].shape) for one in examples}
     if len(shapes) > 1:
         some = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
         raise DataError(f"fields of different shapes in one batch: {some}; a data set must have one shape")
-    batch: Batch = {name: torch.stack([one[name] for one in examples]) for name in _STACKED}
+    batch: Batch = {name: torch.stack([one[name] for one in examples]) for name in stacked}
     for name in ("static_given", "climatology_given", "field_given"):
-        batch[name] = torch.tensor([bool(one[name]) for one in examples])
+        if name in examples[0]:
+            batch[name] = torch.tensor([bool(one[name]) for one in examples])
     for name in ("input_time", "lead_time"):
-        batch[name] = torch.tensor([float(one[name]) for one in examples], dtype=torch.float32)
+        if name in examples[0]:
+            batch[name] = torch.tensor([float(one[name]) for one in examples], dtype=torch.float32)
     batch["groups"] = torch.tensor([int(one["groups"]) for one in examples])
     length = max(len(one["prompt_ids"]) + len(one["target_ids"]) for one in examples)
     batch["input_ids"] = torch.full((len(examples), length), pad)

@@ -174,15 +174,21 @@ class PrithviEncoder(TimeCode):
         patch, times = self.shape.patch, self.shape.times
         pairs = field.shape[1] - times + 1
         unit = mask_unit(height, width, patch, self.settings.mask_unit)
-        grid, inner = (height // patch, width // patch), (unit[0] // patch, unit[1] // patch)
-        most = self.settings.max_climate_tokens
-        window = token_window(grid, inner, most, self.settings.token_window, fields=pairs)
-        place = window_centres(batch["lat"], batch["lon"], (window[0] * patch, window[1] * patch))
+        points = self.window(height, width, pairs)
+        place = window_centres(batch["lat"], batch["lon"], points)
         found = []
         for first in range(pairs):
             map_BDhw = self.chain(batch, field[:, first : first + times], unit)
-            found.append((pool_windows(map_BDhw, window), *place))
+            found.append((pool_windows(map_BDhw, (points[0] // patch, points[1] // patch)), *place))
         return join_fields(found)
+
+    def window(self, height: int, width: int, pairs: int) -> Sides:
+        """Side lengths, in grid points, of the windows that tokens stand for. Raises as ``encode``."""
+        patch, settings = self.shape.patch, self.settings
+        unit = mask_unit(height, width, patch, settings.mask_unit)
+        grid, inner = (height // patch, width // patch), (unit[0] // patch, unit[1] // patch)
+        window = token_window(grid, inner, settings.max_climate_tokens, settings.token_window, fields=pairs)
+        return window[0] * patch, window[1] * patch
 
     def chain(self, batch: Mapping[str, Tensor], field_BTCHW: Tensor, unit: Sides) -> Tensor:
         """The package's parts over as many times as it takes: a map ``[B, D, h, w]``, row 0 the south as in the

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sensorium.config import digest
+from sensorium.data import features
 from sensorium.data.fields import demo, tree
 from sensorium.data.fields.tree import Entry
 from sensorium.data.files import cache_folder
@@ -16,9 +18,11 @@ from sensorium.errors import DataError
 from sensorium.families.climate_text import scoring
 from sensorium.families.climate_text.data import DataConfig, EvalSource, Inputs, Part, TrainSource, measured, open_part
 from sensorium.families.climate_text.data import texts as texts_of
-from sensorium.families.climate_text.encoders import FieldFacts, own_scalers
+from sensorium.families.climate_text.encoders import FieldFacts, open_encoder, own_scalers, trains_encoder
 from sensorium.families.climate_text.llm import open_tokenizer
-from sensorium.families.climate_text.task import sections
+from sensorium.families.climate_text.prithvi import PrithviEncoder
+from sensorium.families.climate_text.task import FROZEN_DTYPES, sections
+from sensorium.families.climate_text.token_cache import TokenStore, cached
 
 _FORMAT = 1  # of the demonstration data; a change makes older ones unused
 
@@ -33,20 +37,27 @@ def sources(config: RunConfig, host: Host) -> Sources:
     folders = _folders(data, host)
     train = open_part(folders["train"], data)
     scalers = scalers or tree.scalers(train.folder) or measured(train)
-    inputs = Inputs(data, texts, scalers, model.climate_dropout)
+    others = {split: open_part(folders[split], data, train.names) for split in ("val", "test") if split in folders}
+    for split, part in {"train": train, **others}.items():
+        _say(host, split, part)
+    _require_apart(train, others)
     plain = Inputs(data, texts, scalers)
+    if data.cache and not trains_encoder(model):
+        plain = replace(plain, tokens=_tokens(config, plain, [train, *others.values()], host))
     usual = scoring.majority(asked(entry) for entry in train.entries)
     held = {
-        split: EvalSource(
-            open_part(folders[split], data, train.names), plain, answers=data.evaluation.answers, usual=usual
-        )
-        for split in ("val", "test")
-        if split in folders
+        split: EvalSource(part, plain, answers=data.evaluation.answers, usual=usual) for split, part in others.items()
     }
-    for split, part in {"train": train, **{name: source.part for name, source in held.items()}}.items():
-        _say(host, split, part)
-    _require_apart(train, {split: source.part for split, source in held.items()})
+    inputs = replace(plain, dropout=model.climate_dropout)
     return Sources(TrainSource(train, inputs), held.get("val"), held.get("test"))
+
+
+def _tokens(config: RunConfig, inputs: Inputs, parts: Sequence[Part], host: Host) -> TokenStore:
+    """Of all fields, encoded on the host's device; the encoder is gone afterwards."""
+    model, _ = sections(config)
+    encoder = open_encoder(model, field_facts(inputs, parts[0]), FROZEN_DTYPES[config.train.precision])
+    assert isinstance(encoder, PrithviEncoder)
+    return cached(encoder, inputs, parts, features.default_root(), host)
 
 
 def facts(config: RunConfig, found: Sources) -> dict[str, Any]:
@@ -54,8 +65,9 @@ def facts(config: RunConfig, found: Sources) -> dict[str, Any]:
     del config
     assert isinstance(found.train, TrainSource)
     part, inputs = found.train.part, found.train.inputs
-    field = inputs.climate(part, 0)["field"]
-    shape = FieldFacts(channels=len(part.names), times=len(field), static=len(part.layout.static))
+    shape = field_facts(inputs, part)
+    if isinstance(inputs.tokens, TokenStore):
+        shape = replace(shape, token_width=inputs.tokens.width)
     return {
         "fields": shape.plain(),
         "names": list(part.names),
@@ -65,6 +77,12 @@ def facts(config: RunConfig, found: Sources) -> dict[str, Any]:
         "approximate": part.layout.approximate,
         "scalers": inputs.scalers.plain(),
     }
+
+
+def field_facts(inputs: Inputs, part: Part) -> FieldFacts:
+    """What the model must know of the fields of a split."""
+    field = inputs.climate(part, 0)["field"]
+    return FieldFacts(channels=len(part.names), times=len(field), static=len(part.layout.static))
 
 
 def asked(entry: Entry) -> tuple[str, Mapping[str, Any]]:

@@ -57,6 +57,7 @@ FAMILY = Family(
     begin_stage=begin_stage,
     evaluator=VideoEvaluator,
     accumulation="inside-task",
+    whole_gradient=True,
     use=Searcher,
     profile=_profile,
     exports={"hf": write_hf, "merged": write_merged, "embeddings": write_embeddings},

@@ -19,7 +19,7 @@ from torch.nn import functional
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.video_retrieval.clip import Block, Clip, Projected, open_clip
 from sensorium.families.video_retrieval.config import PARTS, ModelConfig, Part, Switches, switches
-from sensorium.families.video_retrieval.plan import BlockPlan, Plan, frames_words, make_plan, recipe_of, selected
+from sensorium.families.video_retrieval.plan import BlockPlan, Plan, frames_words, plan_of, selected
 from sensorium.families.video_retrieval.prompters import SpatialPrompter, TemporalPrompter
 from sensorium.families.video_retrieval.state import (
     Slots,
@@ -127,10 +127,7 @@ class UnifiedTempMeSTOPModel(nn.Module):
             raise ConfigError(f"active parts {sorted(unknown)}: there are {', '.join(PARTS)}")
         self._active = frozenset(parts)
         self.on = switches(self.config, self._active)
-        shape = self.clip.shape
-        self.plan = make_plan(
-            self.frames, shape.patches, shape.layers, recipe_of(self.config, shape, self.frames, self.on)
-        )
+        self.plan = plan_of(self.config, self.clip.shape, self.frames, self.on)
 
     def group(self, name: str) -> Group:
         """Whose a parameter is, by the module that holds it; ``own``: of a class that builds upon this one."""

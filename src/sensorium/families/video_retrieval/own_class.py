@@ -35,7 +35,8 @@ class OwnClass:
 
     def family(self) -> Family:
         """The family with that class. A run says so, and is opened with it alone."""
-        return replace(FAMILY, facts=self._facts, task=self._task, stages=self._stages)
+        ways = {"facts": self._facts, "task": self._task, "stages": self._stages}
+        return replace(FAMILY, **ways, whole_gradient=False)  # what it adds need not take part in each step
 
     def require(self, config: RunConfig) -> None:
         """Raise ConfigError where its loss would not see all rows that shall meet in it."""

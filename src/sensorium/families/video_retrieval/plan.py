@@ -34,9 +34,12 @@ USUAL_GROUPS: Mapping[int, tuple[int, int, int]] = {
     32: (2, 4, 4),
     64: (4, 4, 4),
 }
-"""Clips that become one, in the three blocks that begin with the fourth from the end, by number of frames."""
+"""Clips that become one, by number of frames: in the three blocks that begin with the fourth from the end, but never
+in the first one, which sees single frames."""
 
-_OF_PATCH = {32: (2, 30, 10, 3), 16: (10, 40, 20, 13)}  # frame_merge, cut_cross_pct, cut_inside_pct, tome_r
+_MERGES = ("frame_merge", "cut_cross_pct", "cut_inside_pct", "tome_r")
+_OF_PATCH = {32: (2, 30, 10, 3), 16: (10, 40, 20, 13)}
+_OF_TRIAL = {"random:tiny": (1, 30, 10, 1)}  # a trial needs no numbers of its own
 
 
 @dataclass(frozen=True)
@@ -137,16 +140,14 @@ def frames_words(model: ModelConfig, datatype: str) -> tuple[int, int]:
 
 def recipe_of(model: ModelConfig, shape: ClipShape, frames: int, on: Switches) -> Recipe:
     """What the configuration asks for. Raises ConfigError where a number has to be named and is not."""
-    names = ("frame_merge", "cut_cross_pct", "cut_inside_pct", "tome_r")
     needed = (on.merge and not on.everywhere,) * 3 + (on.merge and on.everywhere,)
-    usual = _OF_PATCH.get(shape.patch, (None,) * 4)
-    values = dict.fromkeys(names, 0)
-    for name, need, default in zip(names, needed, usual, strict=True):
-        given = getattr(model, name)
-        value: int | None = default if given is None else given
-        if need and value is None:
-            raise ConfigError(f"model.{name} must be named for patches of {shape.patch} pixels (known: 16 and 32)")
-        values[name] = value if need and value is not None else 0
+    usual = _OF_TRIAL.get(model.clip) or _OF_PATCH.get(shape.patch, (None,) * 4)
+    given = (getattr(model, name) for name in _MERGES)
+    found = [default if value is None else value for value, default in zip(given, usual, strict=True)]
+    if unknown := [name for name, need, value in zip(_MERGES, needed, found, strict=True) if need and value is None]:
+        names = ", ".join(f"model.{name}" for name in unknown)
+        raise ConfigError(f"{names} must be named for patches of {shape.patch} pixels (known: 16 and 32)")
+    values = {name: value or 0 if need else 0 for name, need, value in zip(_MERGES, needed, found, strict=True)}
     uses_groups = on.group or (on.merge and not on.everywhere)
     if on.spatial and model.spatial_block >= shape.layers:
         raise ConfigError(f"model.spatial_block {model.spatial_block}: this CLIP has blocks 0 to {shape.layers - 1}")
@@ -171,7 +172,8 @@ def _groups(model: ModelConfig, depth: int, frames: int) -> dict[int, int]:
                 f"model.frames {frames} in {depth} blocks: no usual groups are known; take {near} frames and 4 blocks "
                 f"or more, or name model.groups (block: clips that become one), whose product is {frames}"
             )
-        return dict(zip(range(depth - 4, depth - 1), USUAL_GROUPS[frames], strict=True))
+        first = max(1, depth - 4)
+        return dict(zip(range(first, first + 3), USUAL_GROUPS[frames], strict=True))
     groups = dict(sorted(model.groups.items()))
     wrong = [block for block, count in groups.items() if not 0 <= block < depth or count < 2]
     if not groups or wrong:
@@ -185,6 +187,11 @@ def _groups(model: ModelConfig, depth: int, frames: int) -> dict[int, int]:
             "all clips must become one"
         )
     return groups
+
+
+def plan_of(model: ModelConfig, shape: ClipShape, frames: int, on: Switches) -> Plan:
+    """What the configuration comes to, with these switches. Raises ConfigError for what cannot be planned."""
+    return make_plan(frames, shape.patches, shape.layers, recipe_of(model, shape, frames, on))
 
 
 def make_plan(frames: int, patches: int, depth: int, recipe: Recipe) -> Plan:

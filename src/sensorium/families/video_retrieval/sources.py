@@ -16,6 +16,7 @@ from sensorium.engine.settings import RunConfig
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.video_retrieval.config import ModelConfig
 from sensorium.families.video_retrieval.data import Clip, DataConfig, EvalSource, Media, TrainSource
+from sensorium.families.video_retrieval.outline import outline
 from sensorium.families.video_retrieval.plan import frames_words
 from sensorium.families.video_retrieval.shape import clip_shape
 from sensorium.families.video_retrieval.words import open_tokenizer
@@ -39,7 +40,9 @@ def sources(config: RunConfig, host: Host) -> Sources:
     data, model = config.data, config.model
     assert isinstance(data, DataConfig)
     assert isinstance(model, ModelConfig)
-    shape = clip_shape(model)  # say now what cannot be reached, not after the data were read
+    for line in outline(config):  # what cannot be planned, too, is said now, not after the data were read
+        host.say(line)
+    shape = clip_shape(model)
     frames, length = frames_words(model, data.datatype)
     words = open_tokenizer(model, length)
     found = read(data, host)
