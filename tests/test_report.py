@@ -159,6 +159,7 @@ def test_same_folder_same_bytes(tmp_path: Path) -> None:
 
 
 PIECES = ("metrics.jsonl", "times.jsonl", "environment.json", "facts.json", "summary.json", "evaluation", "gallery")
+PIECES += ("passes.jsonl",)
 
 
 @pytest.mark.parametrize("missing", [*PIECES, "all"])
@@ -390,3 +391,14 @@ def test_a_long_value_is_cut_on_the_page_alone(tmp_path: Path) -> None:
     assert "word2999" not in page
     assert "s" * 300 in page
     assert json.loads((finished / "report.json").read_text())["facts"] == facts
+
+
+def test_every_look_at_the_test_split_is_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "looked", alarm=False)  # which has looked once
+    result = Result("test", judged(0.85), "test", 560, "step_00000560")
+    for looks, said in ((1, False), (2, True)):
+        write_report(run)
+        assert ("The test split was judged 2 times" in page_of(run).words) is said
+        assert load(run).passes == looks
+        write_result(run, result)
+        write_result(run, replace(result, name="val", split="val"))

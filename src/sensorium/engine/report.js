@@ -27,6 +27,17 @@ for (const player of document.querySelectorAll(".player")) {
   });
 }
 
+// Videos: they play while the pointer rests on them, or when they are clicked; the controls would cover them.
+for (const video of document.querySelectorAll(".card video")) {
+  video.removeAttribute("controls");
+  video.tabIndex = 0;
+  const turn = () => (video.paused ? video.play() : video.pause());
+  video.addEventListener("click", turn);
+  video.addEventListener("keydown", (event) => { if (event.key === " ") { event.preventDefault(); turn(); } });
+  video.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") video.play(); });
+  video.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") video.pause(); });
+}
+
 // Charts: read off the values at the pointer.
 function nearest(steps, step) {
   let low = 0, high = steps.length - 1;

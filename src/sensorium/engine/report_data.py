@@ -12,7 +12,7 @@ from typing import Any
 from sensorium import config as configuration
 from sensorium import reading
 from sensorium.engine.files import read_lines
-from sensorium.engine.results import FOLDER, Result, read_result
+from sensorium.engine.results import FOLDER, PASSES, Result, read_result
 from sensorium.errors import CheckpointError, SensoriumError
 
 Curve = list[tuple[int, float]]
@@ -41,7 +41,8 @@ class Best:
 
 @dataclass(frozen=True)
 class RunData:
-    """Everything the report shows. ``stages``: first step and name of each; ``problems``: what could not be read."""
+    """Everything the report shows. ``stages``: first step and name of each; ``problems``: what could not be read;
+    ``passes``: how often the test split was judged."""
 
     run: Path
     config: Mapping[str, Any]
@@ -56,6 +57,7 @@ class RunData:
     events: tuple[Event, ...]
     results: tuple[Result, ...]
     problems: tuple[str, ...]
+    passes: int
 
 
 def load(run: Path) -> RunData:
@@ -69,6 +71,7 @@ def load(run: Path) -> RunData:
     )
     metrics = _attempt(read_lines, run / "metrics.jsonl", problems) or []
     times = _attempt(read_lines, run / "times.jsonl", problems) or []
+    passes = _attempt(read_lines, run / PASSES, problems) or []
     results = (_attempt(read_result, path, problems) for path in sorted((run / FOLDER).glob("*.json")))
     training = [line for line in metrics if line.get("kind") == "train"]
     return RunData(
@@ -89,6 +92,7 @@ def load(run: Path) -> RunData:
         ),
         results=tuple(sorted((r for r in results if r is not None), key=_result_order)),
         problems=tuple(problems),
+        passes=len(passes),
     )
 
 
@@ -224,7 +228,10 @@ def warnings_of(data: RunData) -> list[str]:
 def notes_of(data: RunData) -> list[str]:
     """Remarks of the run that are no warnings."""
     notes = data.summary.get("notes")
-    return [str(note) for note in notes] if isinstance(notes, list) else []
+    found = [str(note) for note in notes] if isinstance(notes, list) else []
+    if data.passes > 1:
+        found.append(f"The test split was judged {data.passes} times; the best of several looks is too good.")
+    return found
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

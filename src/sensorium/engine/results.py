@@ -2,6 +2,7 @@
 
 One file holds an ``Evaluation`` of contract.py as plain JSON, with ``split``, ``step`` and ``checkpoint`` beside it;
 its details and pictures are files of their own, ``RUN/evaluation/<name>/<detail>.json`` and ``…/<picture>``.
+``RUN/passes.jsonl`` has a line for each time that the test split was judged: who looks often chooses.
 A metric ``chance/<name>`` is what guessing would give for the metric ``<name>``.
 """
 
@@ -16,11 +17,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from sensorium import reading
 from sensorium.engine.contract import Card, Evaluation, Gallery, Shown
-from sensorium.engine.files import plain
+from sensorium.engine.files import json_line, plain
 from sensorium.errors import CheckpointError
-from sensorium.files import make_folder, write_file, write_json
+from sensorium.files import make_folder, open_file, told, write_file, write_json
 
-FOLDER = "evaluation"
+FOLDER, PASSES = "evaluation", "passes.jsonl"
 _EVALUATION = TypeAdapter(Evaluation)
 
 
@@ -76,6 +77,9 @@ def write_result(run: Path, result: Result) -> Path:
     galleries = tuple(_placed(gallery, placed) for gallery in evaluation.galleries)
     path = folder.parent / f"{result.name}.json"
     write_json(path, {**head, **evaluation_to_json(replace(evaluation, galleries=galleries))})
+    if result.name == "test":  # not a baseline that stands beside it
+        with told(run / PASSES), open_file(run / PASSES, "a") as file:
+            file.write(json_line(head))
     return path
 
 

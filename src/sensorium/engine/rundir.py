@@ -8,7 +8,7 @@ RUN/
     times.jsonl        seconds and rows per second     train.log          the console as text
     tensorboard/       event files                     checkpoints/       see checkpoint.py
     evaluation/        results as JSON, a file a split summary.json       parameters, seconds, memory, best
-    report.html        with report.md and report.json
+    report.html        with report.md and report.json  passes.jsonl       each judgement of the test split
 RUN.1, RUN.2 …         runs that stood here before
 ```
 """
