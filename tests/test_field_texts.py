@@ -221,9 +221,7 @@ def test_held_out_questions_stand_in_validation_alone(made: Path) -> None:
     for split in ("train", "val"):
         entries = json.loads((made / split / "index.json").read_text())
         unseen = [one for one in entries if "phrasing" in one["facts"]["unseen"]]
-        late = [
-            one for one in entries if one["facts"]["phrasing"] >= len(grammar.QUESTIONS["sign"]) - grammar.HELD_OUT
-        ]
+        late = [one for one in entries if one["facts"]["phrasing"] >= len(grammar.QUESTIONS["sign"]) - grammar.HELD_OUT]
         assert unseen == late
         assert bool(unseen) == (split == "val")
 

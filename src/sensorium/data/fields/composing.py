@@ -37,8 +37,9 @@ def write(target: Path, options: Options, *, overwrite: bool = False, progress: 
     """Import into a new tree. Raises ConfigError and DataError before the folder appears, and DiskError."""
     ready = prepare(options)
     notes = list(ready.notes)
-    rows = _templated(ready) if options.targets == "templated" else _joined(ready, notes)
+    rows = templated(ready) if options.targets == "templated" else _joined(ready, notes)
     rows = [dict(row) for row in thinned(rows, options.max_samples, options.seed)]
+    rows.sort(key=lambda row: (row["piece"].steps, row["piece"].place))  # each step of the files is read once
     wanted = {row["piece"] for row in rows}
     size = sum(_bytes(ready, piece) for piece in wanted)
     static = ready.cube.static
@@ -116,7 +117,8 @@ def _ends(degrees: np.ndarray[Any, np.dtype[Any]]) -> list[float]:
 # --- texts that are computed ---
 
 
-def _templated(ready: Import) -> list[Row]:
+def templated(ready: Import) -> list[Row]:
+    """Questions about every piece whose answers are sure, evened out. Raises DataError when there are none."""
     grammar.require_labels(ready.labels)
     rows: list[Row] = []
     for piece in ready.pieces:

@@ -18,13 +18,14 @@ from sensorium.data.fields.channels import Normal, Scalers
 from sensorium.data.fields.tree import CHANNELS, INDEX, SPLITS, STATS
 from sensorium.errors import DataError
 from sensorium.files import (
+    disk,
     free_name,
     make_folder,
     new_folder,
     remove,
     rename,
     require_space,
-    write_by_library,
+    told,
     write_json,
 )
 
@@ -108,7 +109,9 @@ class Writer:
         import torch
 
         tensor = torch.from_numpy(np.ascontiguousarray(values, np.float32))
-        write_by_library(self.folder / split / name, lambda path: torch.save(tensor, path))
+        path = self.folder / split / name
+        with told(path):
+            disk.by_library(path, lambda place: torch.save(tensor, place))  # made safe with the whole folder
 
     def _count(self, split: str, what: str, values_CX: Field) -> None:
         if split == "train":
