@@ -354,6 +354,17 @@ def test_what_is_usual_is_known_from_training_alone() -> None:
 # --- whole imports ---
 
 
+def test_times_of_validation_do_not_tell_what_is_usual(tmp_path: Path, long: Path) -> None:
+    ready = importing.prepare(options(tmp_path, long, **TEMPLATED))
+    steps = {split: {step for one in ready.pieces if one.split == split for step in one.steps} for split in tree.SPLITS}
+    assert not steps["train"] & steps["val"]
+    known = usual.measure(ready.cube.read, ready.cube.times, sorted(steps["train"]), "mean")
+    every = usual.measure(ready.cube.read, ready.cube.times, range(90), "mean")
+    assert ready.usual is not None
+    assert np.array_equal(ready.usual.mean, known.mean)
+    assert not np.array_equal(ready.usual.mean, every.mean)
+
+
 def options(folder: Path, source: Path, **more: Any) -> importing.Options:
     given = {"source": str(source), "variables": write_map(folder), **more}
     return build(importing.Options, given)

@@ -144,7 +144,10 @@ def test_a_missing_channel_is_refused_or_neutral(root: Path, tokenizer: PreTrain
 
 def test_bare_tensors_get_assumed_places_unless_strict(root: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     change(root, "train", 0, lambda one: [one.pop(key) for key in ("lat", "lon", "time")])
-    example = train(root, tokenizer).example(0, 0)
+    source = train(root, tokenizer)
+    (note,) = source.part.notes
+    assert note.startswith("positions assumed: 1 of 6 entries")
+    example = source.example(0, 0)
     assert example["day_hour"].tolist() == [0, 0, 0, 0]
     assert example["lat"].mean() == 0
     with pytest.raises(DataError, match=r"climate_00001\.pt: has no lat and lon"):

@@ -14,7 +14,7 @@ from sensorium.data.fields import channels, facts, grammar, joining
 from sensorium.data.fields.facts import CLOSED, KINDS
 from sensorium.data.fields.importing import Import, Options, Piece, Place, prepare, thinned
 from sensorium.data.fields.places import time_text
-from sensorium.data.fields.writing import Progress, Writer, new_tree
+from sensorium.data.fields.writing import Progress, Writer, new_tree, require_place
 from sensorium.data.grouping import draw
 from sensorium.errors import DataError
 
@@ -35,6 +35,7 @@ class Done:
 
 def write(target: Path, options: Options, *, overwrite: bool = False, progress: Progress | None = None) -> Done:
     """Import into a new tree. Raises ConfigError and DataError before the folder appears, and DiskError."""
+    require_place(target, overwrite=overwrite)
     ready = prepare(options)
     notes = list(ready.notes)
     rows = templated(ready) if options.targets == "templated" else _joined(ready, notes)
