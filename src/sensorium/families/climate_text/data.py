@@ -94,8 +94,8 @@ class Part:
         found = []
         if assumed := sum(entry.lat is None for entry in self.entries):
             found.append(
-                f"positions assumed: {assumed:,} of {len(self.entries):,} entries of {self.folder} have no lat and lon: "
-                "a grid of 0.5 x 0.625 degrees around 0 N 0 E is taken; what else they lack counts as unknown"
+                f"positions assumed: {assumed:,} of {len(self.entries):,} entries of {self.folder} have no lat and "
+                "lon: a grid of 0.5 x 0.625 degrees around 0 N 0 E is taken; what else they lack counts as unknown"
             )
         if self.layout.approximate:
             found.append(f"channels are approximate ({self.layout.name or self.folder}): they stand for others")
