@@ -59,7 +59,7 @@ def test_a_wrong_entry_is_named(root: Path, edit: Callable[[dict[str, Any]], obj
 
 
 def test_an_index_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder; it should hold index.json"):
+    with pytest.raises(DataError, match=r"no such folder; it should hold index\.json"):
         tree.read_index(tmp_path / "none")
     for content, reason in (("{}", "expected a list"), ("[", "index.json: "), ("[]", "lists no entries")):
         (tmp_path / "index.json").write_text(content)

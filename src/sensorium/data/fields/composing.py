@@ -14,7 +14,7 @@ from sensorium.data.fields import channels, facts, grammar, joining
 from sensorium.data.fields.facts import CLOSED, KINDS
 from sensorium.data.fields.importing import Import, Options, Piece, Place, prepare, thinned
 from sensorium.data.fields.places import time_text
-from sensorium.data.fields.writing import Progress, Writer, new_tree
+from sensorium.data.fields.writing import Progress, Writer, new_tree, require_place
 from sensorium.data.grouping import draw
 from sensorium.errors import DataError
 
@@ -35,10 +35,12 @@ class Done:
 
 def write(target: Path, options: Options, *, overwrite: bool = False, progress: Progress | None = None) -> Done:
     """Import into a new tree. Raises ConfigError and DataError before the folder appears, and DiskError."""
+    require_place(target, overwrite=overwrite)
     ready = prepare(options)
     notes = list(ready.notes)
-    rows = _templated(ready) if options.targets == "templated" else _joined(ready, notes)
+    rows = templated(ready) if options.targets == "templated" else _joined(ready, notes)
     rows = [dict(row) for row in thinned(rows, options.max_samples, options.seed)]
+    rows.sort(key=lambda row: (row["piece"].steps, row["piece"].place))  # each step of the files is read once
     wanted = {row["piece"] for row in rows}
     size = sum(_bytes(ready, piece) for piece in wanted)
     static = ready.cube.static
@@ -116,7 +118,8 @@ def _ends(degrees: np.ndarray[Any, np.dtype[Any]]) -> list[float]:
 # --- texts that are computed ---
 
 
-def _templated(ready: Import) -> list[Row]:
+def templated(ready: Import) -> list[Row]:
+    """Questions about every piece whose answers are sure, evened out. Raises DataError when there are none."""
     grammar.require_labels(ready.labels)
     rows: list[Row] = []
     for piece in ready.pieces:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.floating[Any]]
 
 _HALF_HOUR = np.timedelta64(1800, "s")
+_HELD = 1 << 30  # bytes of files that are read as a whole, which is a hundred times as fast as map after map
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,9 @@ def gather(paths: Sequence[Path], wanted: VariableMap, wish: Wish, keys: Mapping
         raise DataError(f"no time that all channels have (first times: {example})")
     lost = len(set.union(*(set(table) for table in steps))) - len(common)
     notes += [f"{lost:,} times are left out that not all channels have"] * bool(lost)
+    if sum(dataset.nbytes for dataset in opened.values()) <= _HELD:
+        for dataset in opened.values():
+            dataset.load()
     static = _static(paths, wanted, keys, opened, grid)
     known = {name: unit_of(name, one) or "" for name, one in wanted.channels.items()}
     return Cube(

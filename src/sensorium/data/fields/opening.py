@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from sensorium import reading
 from sensorium.data.fields.places import Times, parse_times
+from sensorium.data.fields.tree import read_json
 from sensorium.errors import DataError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def open_dataset(path: Path, filter_by_keys: Mapping[str, Any]) -> xarray.Datase
     if chosen == "cfgrib":
         options = {"backend_kwargs": {"indexpath": "", "filter_by_keys": dict(filter_by_keys)}}
     elif chosen == "zarr":
-        options = {"consolidated": None}
+        options = {"consolidated": (path / ".zmetadata").is_file() or _consolidated(path / "zarr.json")}
     try:
         return xarray.open_dataset(path, engine=chosen, decode_times=False, decode_timedelta=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, EOFError) as error:
@@ -88,6 +89,14 @@ def open_dataset(path: Path, filter_by_keys: Mapping[str, Any]) -> xarray.Datase
             shown = "; ".join(dict.fromkeys(keys))
             raise DataError(f"{path}: holds several cubes; choose one with filter_by_keys: {shown}") from None
         raise DataError(f"{path}: cannot be read ({words[:200] or type(error).__name__})") from error
+
+
+def _consolidated(path: Path) -> bool:
+    """Whether the description of a Zarr store of version 3 holds those of its arrays."""
+    if not path.is_file():
+        return False
+    content = read_json(path)
+    return isinstance(content, dict) and bool(content.get("consolidated_metadata"))
 
 
 def _arrays(path: Path) -> xarray.Dataset:

@@ -18,13 +18,14 @@ from sensorium.data.fields.channels import Normal, Scalers
 from sensorium.data.fields.tree import CHANNELS, INDEX, SPLITS, STATS
 from sensorium.errors import DataError
 from sensorium.files import (
+    disk,
     free_name,
     make_folder,
     new_folder,
     remove,
     rename,
     require_space,
-    write_by_library,
+    told,
     write_json,
 )
 
@@ -108,11 +109,25 @@ class Writer:
         import torch
 
         tensor = torch.from_numpy(np.ascontiguousarray(values, np.float32))
-        write_by_library(self.folder / split / name, lambda path: torch.save(tensor, path))
+        path = self.folder / split / name
+        with told(path):
+            disk.by_library(path, lambda place: torch.save(tensor, place))  # made safe with the whole folder
 
     def _count(self, split: str, what: str, values_CX: Field) -> None:
         if split == "train":
             self.moments[what].add(values_CX.reshape(len(values_CX), -1))
+
+
+def require_place(target: Path, *, overwrite: bool) -> bool:
+    """Whether a tree is there that may be replaced. Raises DataError as ``new_tree`` does, before anything is done."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return False
+    if not overwrite:
+        raise DataError(f"{target}: exists and is not empty; name a new folder, or add --overwrite")
+    foreign = [path.name for path in target.iterdir() if path.name not in _OURS] if target.is_dir() else [target.name]
+    if foreign:
+        raise DataError(f"{target}: holds {min(foreign)!r}, which is no part of a tree of fields; not overwritten")
+    return True
 
 
 @contextmanager
@@ -122,13 +137,7 @@ def new_tree(target: Path, size: int, *, overwrite: bool) -> Iterator[Path]:
     ``overwrite``: what a tree consists of is replaced, when the new one is whole. Raises DataError: there is something
     and it may not be replaced, or other things lie there; DiskError.
     """
-    filled = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    if filled and not overwrite:
-        raise DataError(f"{target}: exists and is not empty; name a new folder, or add --overwrite")
-    if filled:
-        foreign = [target.name] if not target.is_dir() else [p.name for p in target.iterdir() if p.name not in _OURS]
-        if foreign:
-            raise DataError(f"{target}: holds {min(foreign)!r}, which is no part of a tree of fields; not overwritten")
+    filled = require_place(target, overwrite=overwrite)
     make_folder(target.parent)
     require_space(target.parent, size, "the data set")
     if not filled:

@@ -24,7 +24,7 @@ from sensorium.data.fields.importing import Box, Sides
 from sensorium.data.fields.joining import table
 from sensorium.data.fields.places import time_text
 from sensorium.data.fields.tree import SPLITS
-from sensorium.data.fields.writing import Progress, Writer, new_tree
+from sensorium.data.fields.writing import Progress, Writer, new_tree, require_place
 from sensorium.data.readers.native import leaves
 from sensorium.errors import DataError
 
@@ -56,6 +56,7 @@ class _Row:
 def write(target: Path, options: Options, *, overwrite: bool = False, progress: Progress | None = None) -> Done:
     """Import into a new tree of one time a field (``data.time_policy: repeat``). Raises ConfigError and DataError
     before the folder appears, and DiskError."""
+    require_place(target, overwrite=overwrite)
     folder = Path(options.source).expanduser()
     wanted = varmap.load(options.variables)
     rows = _rows(folder, options, wanted)
