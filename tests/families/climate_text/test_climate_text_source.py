@@ -316,4 +316,4 @@ def test_settings_are_strict() -> None:
     with pytest.raises(ConfigError, match="time_policy"):
         build(DataConfig, {"time_policy": "twice"})
     settings: Mapping[str, Any] = build(DataConfig, {}).model_dump()
-    assert (settings["max_length"], settings["too_long"], settings["num_workers"]) == (512, "raise", 2)
+    assert (settings["max_length"], settings["too_long"]) == (512, "raise")

@@ -130,4 +130,4 @@ def test_a_run_trains_on_kept_tokens(cached: Sources, tmp_path: Path) -> None:
     result = loop.train(FAMILY, config_of(), tmp_path / "run", quiet=True)
     assert result is not None
     assert result.metrics["perplexity"] > 1
-    assert (tmp_path / "run/evaluation/val.json").is_file()
+    assert (tmp_path / "run/evaluation/test.json").is_file()

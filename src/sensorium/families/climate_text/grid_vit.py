@@ -15,28 +15,26 @@ from torch.utils.checkpoint import checkpoint
 
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.climate_text.config import ModelConfig
-from sensorium.families.climate_text.prithvi import DAY_HOUR, ExactLinear, TimeCode
+from sensorium.families.climate_text.prithvi import DAY_HOUR, ExactLinear
 from sensorium.families.climate_text.tokens import patch_code, pool_windows, token_window, window_centres
 from sensorium.parts.attention import Block, init_weights
 from sensorium.parts.encoders_base import weights_digest
 
 
-class GridVit(TimeCode):
-    """``encode(batch)``, as of ``PrithviEncoder``, of ``times`` x ``channels``; ``static``: how many fields that stay.
-
-    A climatology is not read: what is usual at a place is learned. ``checkpointed``: blocks that are computed anew in
-    the backward pass.
-    """
+class GridVit(nn.Module):
+    """``encode(batch)``, as of ``PrithviEncoder``, of ``times`` x ``channels`` and what is usual of them; ``static``: how
+    many fields that stay. ``checkpointed``: blocks that are computed anew in the backward pass."""
 
     def __init__(
         self, settings: ModelConfig, channels: int, times: int, static: int, checkpointed: tuple[int, ...] = ()
     ) -> None:
+        super().__init__()
         own = settings.grid_vit
-        super().__init__(own.width)
         self.settings, self.width, self.patch, self.checkpointed = settings, own.width, own.patch, checkpointed
         self.channels, self.times, self.static = channels, times, static
-        self.patchify = nn.Conv2d(times * channels + static, own.width, own.patch, stride=own.patch)
-        self.clock = ExactLinear(DAY_HOUR, own.width)
+        maps = (times + 1) * channels + static
+        self.patchify = nn.Conv2d(maps, own.width, own.patch, stride=own.patch)
+        self.clock = ExactLinear(DAY_HOUR + 2, own.width)
         self.blocks = nn.ModuleList(Block(own.width, own.heads) for _ in range(own.depth))
         self.norm = nn.LayerNorm(own.width)
         init_weights(self)
@@ -69,8 +67,9 @@ class GridVit(TimeCode):
         most = self.settings.max_climate_tokens
         window = token_window(grid, grid, most, self.settings.token_window)
         dtype = self.patchify.weight.dtype
-        x = self.patchify(torch.cat([field.flatten(1, 2), static], dim=1).to(dtype))
-        clock = self.clock(batch["day_hour"]) + self.time_code(batch["input_time"], batch["lead_time"])
+        x = self.patchify(torch.cat([field.flatten(1, 2), batch["climatology"], static], dim=1).to(dtype))
+        hours = torch.stack([batch["input_time"], batch["lead_time"]], dim=1).float().clamp_min(0)
+        clock = self.clock(torch.cat([batch["day_hour"].float(), hours.log1p()], dim=1))
         code = patch_code(batch["lat"], batch["lon"], self.patch, self.width) + clock[:, :, None, None]
         x = (x + code.to(x.dtype)).flatten(2).transpose(1, 2)
         for number, block in enumerate(self.blocks):

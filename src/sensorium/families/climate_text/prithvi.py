@@ -97,21 +97,7 @@ class ExactLinear(nn.Linear):
             return functional.linear(x.float(), self.weight.float(), bias)
 
 
-class TimeCode(nn.Module):
-    """``[B, width]`` float32 from the hours between the two times and to the forecast time, as ``time_encoding`` of
-    the package has it. To be inherited: the two layers keep the package's names."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.input_time_embedding = ExactLinear(1, width // 4)
-        self.lead_time_embedding = ExactLinear(1, width // 4)
-
-    def time_code(self, input_time_B: Tensor, lead_time_B: Tensor) -> Tensor:
-        given, lead = self.input_time_embedding(input_time_B[:, None]), self.lead_time_embedding(lead_time_B[:, None])
-        return torch.cat([given.cos(), lead.cos(), given.sin(), lead.sin()], dim=-1)
-
-
-class PrithviEncoder(TimeCode):
+class PrithviEncoder(nn.Module):
     """``encode(batch)``; weights have the names of the published checkpoint.
 
     ``settings``: mask unit, shifting, window and most tokens. ``scalers``: those of the checkpoint, or None for random
@@ -126,7 +112,9 @@ class PrithviEncoder(TimeCode):
         day_hour: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0,) * DAY_HOUR, (1.0,) * DAY_HOUR),
         checkpointed: tuple[int, ...] = (),
     ) -> None:
-        super().__init__(shape.width)
+        super().__init__()
+        self.input_time_embedding = ExactLinear(1, shape.width // 4)
+        self.lead_time_embedding = ExactLinear(1, shape.width // 4)
         self.shape, self.settings, self.scalers, self.day_hour = shape, settings, scalers, day_hour
         self.width = shape.width
         theirs = package()
@@ -189,6 +177,12 @@ class PrithviEncoder(TimeCode):
         grid, inner = (height // patch, width // patch), (unit[0] // patch, unit[1] // patch)
         window = token_window(grid, inner, settings.max_climate_tokens, settings.token_window, fields=pairs)
         return window[0] * patch, window[1] * patch
+
+    def time_code(self, input_time_B: Tensor, lead_time_B: Tensor) -> Tensor:
+        """``[B, width]`` float32 from the hours between the two times and to the forecast time, as ``time_encoding`` of
+        the package has it."""
+        given, lead = self.input_time_embedding(input_time_B[:, None]), self.lead_time_embedding(lead_time_B[:, None])
+        return torch.cat([given.cos(), lead.cos(), given.sin(), lead.sin()], dim=-1)
 
     def chain(self, batch: Mapping[str, Tensor], field_BTCHW: Tensor, unit: Sides) -> Tensor:
         """The package's parts over as many times as it takes: a map ``[B, D, h, w]``, row 0 the south as in the

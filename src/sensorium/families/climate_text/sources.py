@@ -95,16 +95,25 @@ def _folders(data: DataConfig, host: Host) -> dict[str, Path]:
     if data.demo is None:
         given = {"train": data.train_path, "val": data.val_path, "test": data.test_path}
         return {split: Path(path).expanduser() for split, path in given.items() if path is not None}
-    root = cache_folder(f"climate-demo-{_FORMAT}-{digest(data.demo)[:12]}")
+    root = _made(data.demo, host)
+    held = data.demo.validation
+    more = {"seed": data.demo.seed + 1, "num_samples": 2 * held, "val_fraction": 0.5}
+    test = _made(data.demo.model_copy(update=more), host)
+    host.barrier()
+    return {"train": root / "train", "val": root / "val", "test": test / "val"}
+
+
+def _made(options: demo.Options, host: Host) -> Path:
+    """The demonstration data, made first where they are not there yet."""
+    root = cache_folder(f"climate-demo-{_FORMAT}-{digest(options)[:12]}")
     if host.rank == 0 and not (root / tree.CHANNELS).is_file():
-        with host.progress("made-up weather", data.demo.num_samples) as advance:
+        with host.progress("made-up weather", options.num_samples) as advance:
             try:
-                demo.write(root, data.demo, progress=advance)
+                demo.write(root, options, progress=advance)
             except DataError:  # another program may have made it at the same time
                 if not (root / tree.CHANNELS).is_file():
                     raise
-    host.barrier()
-    return {split: root / split for split in tree.SPLITS}
+    return root
 
 
 def _say(host: Host, split: str, part: Part) -> None:
