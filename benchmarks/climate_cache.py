@@ -5,8 +5,8 @@
 
 Both arms train the same model on the same made-up weather with a Prithvi WxC of random weights, frozen, in processes of
 their own: one finds its tokens in the cache, which it has filled before (said apart), the other encodes in each step.
-A step is the whole training over its steps; losses are of the last one and differ by what float16 loses. How much is saved
-depends on how large the encoder is beside the language model: print it, and promise no one number.
+A step is the whole training over its steps; losses are of the last one and differ by what float16 loses. How much is
+saved depends on how large the encoder is beside the language model: print it, and promise no one number.
 """
 
 from __future__ import annotations

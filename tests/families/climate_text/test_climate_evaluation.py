@@ -131,6 +131,14 @@ def test_the_map_is_of_what_is_asked(source: EvalSource) -> None:
     assert field_map(source.part, 0, "I do not know.").told is None
 
 
+def brief(config: settings.RunConfig) -> ClimateEvaluator:
+    """Answers of a few tokens."""
+    data = config.data.model_copy(
+        update={"evaluation": config.data.evaluation.model_copy(update={"max_new_tokens": 6})}
+    )
+    return ClimateEvaluator(config.model_copy(update={"data": data}))
+
+
 def whole(source: EvalSource) -> Batch:
     numbers = range(len(source))
     return source.collate([source.example(number, 0) for number in numbers])
@@ -141,7 +149,7 @@ def test_losses_and_answers_of_a_batch(
 ) -> None:
     few = replace(source, answers=2)
     assert few.answered.sum() == 2
-    batch, evaluator = whole(few), ClimateEvaluator(prepared[0])
+    batch, evaluator = whole(few), brief(prepared[0])
     with torch.no_grad():
         found = evaluator.collect(task, batch, final=True)
         losses = task.model(batch).losses()
@@ -158,7 +166,7 @@ def test_answers_do_not_know_the_target(
     prepared: tuple[settings.RunConfig, Sources], source: EvalSource, task: ClimateTextTask
 ) -> None:
     few = replace(source, answers=2)
-    batch, evaluator = whole(few), ClimateEvaluator(prepared[0])
+    batch, evaluator = whole(few), brief(prepared[0])
     other = {**batch, "input_ids": batch["input_ids"].masked_fill(batch["target_mask"], 65)}
     with torch.no_grad():
         first, second = (evaluator.collect(task, one, final=True) for one in (batch, other))
