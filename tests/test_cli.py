@@ -202,7 +202,7 @@ def test_an_error_of_ours_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 def test_the_command_line_is_a_module_that_launchers_can_start() -> None:
-    words = [sys.executable, "-m", "sensorium.cli", "--version"]
+    words = [sys.executable, "-m", "sensorium", "--version"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout == f"sensorium {__version__}\n"
 

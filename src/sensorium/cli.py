@@ -323,7 +323,3 @@ def _spread(config: RunConfig, *, training: bool = True) -> None:
 def main() -> None:
     """Entry point of ``sensorium``: errors of ours are one line on standard error and an exit code."""
     shown(app)
-
-
-if __name__ == "__main__":
-    main()
