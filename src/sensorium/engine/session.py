@@ -53,6 +53,9 @@ class Mute:
     def saved(self, saved: Saved) -> None:
         pass
 
+    def shards(self, saved: Saved) -> Path | None:
+        return None
+
     def event(self, step: int, text: str, level: Level = "info") -> None:
         pass
 
