@@ -77,6 +77,7 @@ class Backend:
         self.world: int = self._accelerator.num_processes
         if self.world != asked_world:
             raise RunError(f"the launcher asked for {asked_world} processes, but {self.world} found each other")
+        self.notes = self._notes(deepspeed, settings)
         self._model: nn.Module | None = None
         self._optimizer: Any = None  # accelerate's, which knows the scaler
         self._plain: Any = None  # the one within; accelerate's looks for packages on disk in each step
@@ -84,6 +85,19 @@ class Backend:
         self._roll = ranks.Roll(self.rank, self.world) if self.world > 1 else None
         if self._deepspeed is not None and not torch.distributed.is_initialized():
             zero.open_group(cpu)
+
+    def _notes(self, asked: DeepSpeed | None, train: Train) -> list[str]:
+        """What to say of settings without effect. Raises ConfigError for a batch that is not the run's."""
+        if asked is None:
+            return []
+        if self._deepspeed is None:
+            idle = [key for key in ("zero_stage", "cpu_offload") if getattr(asked, key) != getattr(DeepSpeed(), key)]
+            names = " and ".join(f"deepspeed.{key}" for key in idle)
+            return [f"DeepSpeed is not used: no effect of {names}"] if idle else []
+        rest = asked.config if isinstance(asked.config, dict) else {}
+        parts = train.micro_batches
+        zero_json.batch_identity(rest, train.batch_size // (parts * self.world), parts, self.world)
+        return [f"deepspeed.config: no effect of {key}, {why}" for key, why in zero_json.IDLE.items() if key in rest]
 
     @property
     def is_main(self) -> bool:
@@ -97,8 +111,12 @@ class Backend:
         return Host(str(self.device), self.rank, self.world, self.barrier, say, bar)
 
     def describe(self) -> str:
+        divided = "" if self._deepspeed is None else f", DeepSpeed ZeRO {self._deepspeed[1].zero_stage}"
+        precision = self.precision_note or self.precision
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return f"{name}, {self.world} process{'es' * (self.world > 1)}, {self.precision_note or self.precision}"
+        return (
+            f"{name}, {self.world} process{'es' * (self.world > 1)}, {precision}{divided}"
+        )
 
     def prepare(
         self,

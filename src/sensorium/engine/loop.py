@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from sensorium import config as configuration
-from sensorium.engine import checkpoint, optim, rundir, signals, tracking
+from sensorium.engine import checkpoint, optim, rundir, signals, tracking, zero
 from sensorium.engine import evaluate as evaluation
 from sensorium.engine.backend import Backend
 from sensorium.engine.contract import Batch, Begin, Evaluation, Family, Listener, Output, Saved, Source
@@ -39,6 +39,7 @@ from sensorium.engine.session import (
     first_weights,
     frozen_digest,
     load_weights,
+    require_room,
     restore,
     summary,
     warm_start,
@@ -67,7 +68,8 @@ def train(
     Raises ConfigError, DataError, CheckpointError (exit code 2) or RunError (1). SIGTERM (Stopped, 0) and Ctrl-C
     (Interrupted, 130) save and stop, SIGUSR1 saves; see docs/determinism.md for what they do outside of the steps.
     """
-    optim.require(config.optim)  # say now what is missing, not after the data were encoded
+    # Say now what is missing, not after the data were encoded.
+    optim.require(config.optim, divided=zero.wanted(config.deepspeed))
     tracking.require(config.track)
     with Backend(config.train, f"; {_again(folder)}", config.deepspeed) as backend, _stoppable(folder) as stop:
         started = configuration.flat(config) | rundir.versions() | {"resume": resume}
@@ -119,6 +121,8 @@ def _train(job: _Job) -> Evaluation | None:
     say = host.say
     if listener is None:
         say(f"Device: {backend.describe()}")
+    for note in backend.notes:
+        say(note)
     warm = None if resume else warm_start(config)
     sources = family.sources(config, host)
     backend.agree("data", fingerprints(sources), DataError)
@@ -141,7 +145,7 @@ def _train(job: _Job) -> Evaluation | None:
         say(f"All {progress.step} steps are done; train.steps or train.epochs makes the run longer.")
         return None
     if backend.is_main:
-        _require_room(folder, weights_of(task, parameters), parameters, config, 2 * len(plan) - 2)
+        require_room(folder, task, parameters, config, 2 * len(plan) - 2)
     if backend.is_main and resume:  # only now: what cannot be trained must not stay
         rundir.store_config(folder, config)
         checkpoint.clear_leftovers(folder)  # where all steps are done, no save follows that would
@@ -158,15 +162,6 @@ def _train(job: _Job) -> Evaluation | None:
         _announce(run, listener)
         timings["train"] = _run_stages(run, plan)
     return _finish(run, timings, say, stop)
-
-
-def _require_room(
-    folder: Path, weights: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter], config: RunConfig, more: int
-) -> None:
-    """Before the first step: what is known to end on a full disk is not begun. ``more``: kept of earlier stages."""
-    more += config.checkpoint.keep if config.checkpoint.milestone_epochs else 0
-    size = sum(tensor.nbytes for tensor in weights.values()) + optim.state_bytes(parameters, config.optim)
-    checkpoint.require_room(folder, size, config.checkpoint.keep + more)
 
 
 def _announce(run: Run, listener: Listener | None) -> None:

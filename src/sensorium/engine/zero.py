@@ -6,7 +6,6 @@ run: a checkpoint is that of a plain run, by parameter name, and either continue
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import warnings
@@ -18,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
+from sensorium import launched
 from sensorium.engine import optim
 from sensorium.engine.contract import Batch, Output
 from sensorium.engine.settings import DeepSpeed
@@ -28,14 +29,13 @@ from sensorium.files import disk, told
 if TYPE_CHECKING:
     from types import ModuleType
 
-_LAUNCHER = "CROSS_SIZE"  # set by DeepSpeed's launcher, and by torchrun not
 _SHARED_MEMORY = "deepspeed_shm_comm"
 
 
 def wanted(settings: DeepSpeed) -> bool:
     """Whether a run of these settings, started as this process was, trains with DeepSpeed."""
     if settings.enabled == "auto":
-        return settings.config is not None or _LAUNCHER in os.environ
+        return settings.config is not None or launched.by_deepspeed()
     return settings.enabled
 
 
@@ -46,13 +46,14 @@ def load(cpu: bool) -> ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            deepspeed = importlib.import_module("deepspeed")
+            import deepspeed as module
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] != "deepspeed":
                 raise ConfigError(f"deepspeed: cannot be used without {error.name}: pip install {error.name}") from None
             advice = "pip install 'sensorium[deepspeed]', or set deepspeed.enabled=false"
             raise ConfigError(f"deepspeed.enabled: DeepSpeed is not installed: {advice}") from None
         # Compiled for a minute when first used on a CPU, for inference alone.
+        deepspeed: ModuleType = module
         deepspeed.ops.__compatible_ops__[_SHARED_MEMORY] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # It calls torch by names that newer versions of torch replace.
@@ -63,7 +64,7 @@ def load(cpu: bool) -> ModuleType:
 def open_group(cpu: bool) -> None:
     """What a launcher would have done for a process that is alone; DeepSpeed would look for MPI."""
     os.environ["LOCAL_RANK"] = "0"
-    store = torch.distributed.HashStore()
+    store = HashStore()
     torch.distributed.init_process_group("gloo" if cpu else "nccl", store=store, rank=0, world_size=1)
 
 
@@ -215,13 +216,14 @@ class Zero:
     def _gathered(self, changed: bool) -> Iterator[None]:
         """Without the hooks, which would divide the weights again behind the first layer."""
         offload = self._optimizer.parameter_offload
-        for parameter in self._task.parameters():
+        parameters: list[Any] = list(self._task.parameters())
+        for parameter in parameters:
             parameter.ds_active_sub_modules.clear()
         for hook in (*offload.forward_hooks, *offload.backward_hooks):
             hook.remove()
         offload.forward_hooks, offload.backward_hooks = [], []
         gather = self._plan.deepspeed.zero.GatheredParameters
-        with gather(list(self._task.parameters()), modifier_rank=0 if changed else None):
+        with gather(parameters, modifier_rank=0 if changed else None):
             yield
         offload._register_deepspeed_module(self._task)
 
@@ -257,9 +259,7 @@ class Zero:
         """DeepSpeed's own files of this moment, into ``folder``, whose name is their tag. Raises DiskError."""
         saved = {"save_latest": False, "exclude_frozen_parameters": True}
         with told(folder):
-            disk.by_library(
-                folder, lambda path: self.engine.save_checkpoint(str(path.parent), tag=path.name, **saved)
-            )
+            disk.by_library(folder, lambda path: self.engine.save_checkpoint(str(path.parent), tag=path.name, **saved))
 
     def release(self) -> None:
         """Leave the task as a plain one, whole and on the CPU."""
@@ -291,24 +291,32 @@ class Zero:
         if self._plan.stage == 0:
             stored = {key: self._sent(state, key, shapes[key]) for key in shapes if key in mine} | dict(scalars)
             return optim.import_state(self._base, self._parameters, stored)
-        kinds = dict.fromkeys(key.rpartition("/")[2] for key in shapes)
-        if not mine:
-            return None
-        for name, parameter in self._parameters.items():
-            for flat in self._flats(parameter):
-                own = {key.rpartition("/")[2]: value for key, value in scalars.items() if key.startswith(f"{name}/")}
-                fresh = {kind: torch.zeros_like(flat) for kind in kinds}
-                copies = {kind: value.to(flat.device, copy=True) for kind, value in own.items()}
-                self._base.state.setdefault(flat, {}).update(self._base.state.get(flat) or {**copies, **fresh})
+        for key in mine:
+            name, _, kind = key.rpartition("/")
+            own = {k.rpartition("/")[2]: value for k, value in scalars.items() if k.rpartition("/")[0] == name}
+            for flat in self._flats(self._parameters[name]):
+                places = self._base.state.setdefault(flat, {})
+                places.setdefault(kind, torch.zeros_like(flat))
+                places.update({k: value.to(flat.device, copy=True) for k, value in own.items()})
         self._link()
-        put = self._plan.deepspeed.utils.safe_set_full_optimizer_state
         for key, shape in shapes.items():
             name, _, kind = key.rpartition("/")
             if key in mine:
                 if shape != self._shape(self._parameters[name]):
                     raise CheckpointError(f"optimizer state {key}: shape {tuple(shape)} is not that of the weight")
-                put(self._parameters[name], self._sent(state, key, shape), kind)
+                self._put(self._parameters[name], kind, self._sent(state, key, shape))
         return None
+
+    def _put(self, parameter: Any, kind: str, whole: Tensor) -> None:
+        """Keep this process's part. DeepSpeed's own way in stage 3 wants sizes that the processes divide evenly."""
+        utils = self._plan.deepspeed.utils
+        if self._plan.stage < 3:
+            utils.safe_set_full_optimizer_state(parameter, whole, kind)
+            return
+        size, world = parameter.ds_tensor.numel(), self._plan.deepspeed.comm.get_world_size()
+        padded = nn.functional.pad(whole.flatten(), (0, size * world - whole.numel()))
+        part = padded[size * self._plan.deepspeed.comm.get_rank() :][:size]
+        utils.safe_set_local_optimizer_state(parameter, part, kind)
 
     def _link(self) -> None:
         """In stages 1 and 2 a parameter's state is a view of its group's, made once, when other groups have none."""
