@@ -97,8 +97,13 @@ def scaled(scale: float | None) -> Iterator[None]:
         if scale is not None:
             begin = Backend.__init__
 
-            def with_scaler(self: Backend, train: settings.Train, advice: str = "") -> None:
-                begin(self, train, advice)
+            def with_scaler(
+                self: Backend,
+                train: settings.Train,
+                advice: str = "",
+                deepspeed: settings.DeepSpeed | None = None,
+            ) -> None:
+                begin(self, train, advice, deepspeed)
                 self._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=4)
 
             patch.setattr(Backend, "__init__", with_scaler)

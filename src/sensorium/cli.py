@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sensorium import __version__, cli_data
+from sensorium import __version__, cli_data, launched
 from sensorium.errors import printable, shown
 
 if TYPE_CHECKING:
@@ -322,6 +323,7 @@ def _spread(config: RunConfig, *, training: bool = True) -> None:
 
 def main() -> None:
     """Entry point of ``sensorium``: errors of ours are one line on standard error and an exit code."""
+    sys.argv[1:] = launched.words(sys.argv[1:])
     shown(app)
 
 

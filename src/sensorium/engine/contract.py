@@ -306,6 +306,15 @@ class Listener(Protocol):
         """A checkpoint is complete."""
 
 
+@runtime_checkable
+class ShardListener(Listener, Protocol):
+    """A listener that also wants DeepSpeed's own files of what such a run saves."""
+
+    def shards(self, saved: Saved) -> Path | None:
+        """A folder that is not there yet, whose name becomes their tag; all processes write into it, and ``saved`` is
+        called when they are through. None: not of this checkpoint."""
+
+
 def default_group(name: str, parameter: nn.Parameter) -> str:
     """Matrices are decayed, vectors and scalars are not."""
     return "decay" if parameter.ndim >= 2 else "no_decay"

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from sensorium import config as configuration
-from sensorium.engine import checkpoint, portable, rundir
+from sensorium.engine import checkpoint, optim, portable, rundir
 from sensorium.engine.contract import Begin, Family, Host, Loaded, Saved, Source, Sources
 from sensorium.engine.guard import Buffers, Guard
 from sensorium.engine.order import Clock, Share
@@ -52,6 +52,9 @@ class Mute:
 
     def saved(self, saved: Saved) -> None:
         pass
+
+    def shards(self, saved: Saved) -> Path | None:
+        return None
 
     def event(self, step: int, text: str, level: Level = "info") -> None:
         pass
@@ -177,6 +180,16 @@ def weights_of(task: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str
     """What a checkpoint holds: the learnable parameters and all persistent buffers."""
     frozen = {name for name, _ in task.named_parameters()} - parameters.keys()
     return {name: tensor for name, tensor in task.state_dict().items() if name not in frozen}
+
+
+def require_room(
+    folder: Path, task: nn.Module, parameters: dict[str, nn.Parameter], config: RunConfig, more: int
+) -> None:
+    """Before the first step: what is known to end on a full disk is not begun. ``more``: kept of earlier stages."""
+    more += config.checkpoint.keep if config.checkpoint.milestone_epochs else 0
+    weights = sum(tensor.nbytes for tensor in weights_of(task, parameters).values())
+    size = weights + optim.state_bytes(parameters, config.optim)
+    checkpoint.require_room(folder, size, config.checkpoint.keep + more)
 
 
 def load_weights(
