@@ -237,6 +237,42 @@ def _where(hit: Hit, among: str | None) -> str:
     return file if hit.segment is None else f"{file}  {hit.segment[0]:.1f}-{hit.segment[1]:.1f} s"
 
 
+@app.command(epilog='Example: sensorium answer runs/first --field era5.nc --question "Where is the strongest anomaly?"')
+def answer(
+    run: RunFolder,
+    field: Annotated[Path, typer.Option(help="A .pt of a data tree, or NetCDF, Zarr, GRIB, .npz.")],
+    question: Annotated[str, typer.Option(help="What to ask about it.")],
+    time: Annotated[str | None, typer.Option(help="Its time in UTC, or FROM/TO; the last one.")] = None,
+    bbox: Annotated[str | None, typer.Option(help="W,S,E,N: a part of the map, degrees.")] = None,
+    variables: Annotated[str | None, typer.Option(help="Which variable is which: map.yaml, or a preset.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Also answer without the field.")] = False,
+    picture: Annotated[Path | None, typer.Option("--map", help="Draw what was looked at: a .png.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="best, latest, or the name of a checkpoint folder.")] = "best",
+    as_json: AsJson = False,
+) -> None:
+    """Ask a trained model about a field of weather or climate."""
+    from sensorium import use
+    from sensorium.engine.contract import Looked
+    from sensorium.files import write_file
+
+    looked = Looked(field, time, use.read_box(bbox), variables)
+    said = (lambda piece: None) if as_json else (lambda piece: typer.echo(printable(piece), nl=False))
+    found = use.answerer(run, checkpoint).answer_file(
+        question, looked, said, compare=compare, picture=picture is not None
+    )
+    if picture is not None and found.picture is not None:
+        write_file(picture, found.picture)
+    if as_json:
+        content = {"question": question, "answer": found.text, "notes": found.notes}
+        content |= {"without_field": found.without} if compare else {}
+        content |= {"map": str(picture)} if picture is not None else {}
+        typer.echo(printable(json.dumps(content, ensure_ascii=False, indent=1)))
+        return
+    typer.echo("")
+    for line in (*([f"without the field: {found.without}"] if compare else []), *(f"note: {n}" for n in found.notes)):
+        typer.echo(printable(line))
+
+
 @app.command(epilog="Example: sensorium export runs/first --format hf --out models/first")
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder; or the word climate-encoder.")],

@@ -114,9 +114,7 @@ class Backend:
         divided = "" if self._deepspeed is None else f", DeepSpeed ZeRO {self._deepspeed[1].zero_stage}"
         precision = self.precision_note or self.precision
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return (
-            f"{name}, {self.world} process{'es' * (self.world > 1)}, {precision}{divided}"
-        )
+        return f"{name}, {self.world} process{'es' * (self.world > 1)}, {precision}{divided}"
 
     def prepare(
         self,

@@ -43,6 +43,7 @@ from sensorium.parts.attention import full_precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.generation.streamers import BaseStreamer
 
 
 @dataclass(frozen=True)
@@ -319,9 +320,9 @@ class ClimateTextFusion(nn.Module):
         return functional.pad(ids_BS, (seen.shape[1], 0)), torch.cat([seen, mask_BS.bool()], dim=1)
 
     @torch.no_grad()
-    def generate(self, batch: Mapping[str, Tensor], decoding: Decoding) -> Tensor:
+    def generate(self, batch: Mapping[str, Tensor], decoding: Decoding, streamer: BaseStreamer | None = None) -> Tensor:
         """Token numbers ``[B, at most max_new_tokens]`` that follow the prompts, greedily or by beams; targets in the
-        batch are not looked at."""
+        batch are not looked at. ``streamer``: of transformers, is given the tokens of a single row one by one."""
         from transformers import GenerationConfig
 
         ids, mask = left_padded(batch["input_ids"], prompt_mask(batch), decoding.pad_id)
@@ -338,7 +339,9 @@ class ClimateTextFusion(nn.Module):
         )
         with self._holder.holding(running.repeated(decoding.beams)):
             llm: Any = self.llm
-            found: Tensor = llm.generate(input_ids=ids, attention_mask=mask.long(), generation_config=settings)
+            found: Tensor = llm.generate(
+                input_ids=ids, attention_mask=mask.long(), generation_config=settings, streamer=streamer
+            )
         return found[:, ids.shape[1] :]
 
 

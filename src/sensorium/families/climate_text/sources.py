@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,28 @@ from sensorium.families.climate_text.encoders import FieldFacts, own_scalers
 from sensorium.families.climate_text.llm import open_tokenizer
 from sensorium.families.climate_text.task import sections
 
+Opener = Callable[[Path, DataConfig, Sequence[str] | None], Part]
+"""Opens a split as ``open_part`` does."""
 _FORMAT = 1  # of the demonstration data; a change makes older ones unused
 
 
-def sources(config: RunConfig, host: Host) -> Sources:
-    """Read the indices and the first field of each split. Raises ConfigError and DataError."""
+def sources(config: RunConfig, host: Host, opened: Opener = open_part) -> Sources:
+    """Read the indices and the first field of each split, which ``opened`` opens. Raises ConfigError and DataError."""
     model, data = sections(config)
     for note in model.notes():
         host.say(note)
     texts = texts_of(open_tokenizer(model), data)  # say now what cannot be had, not after the data were read
     scalers = own_scalers(model)
     folders = _folders(data, host)
-    train = open_part(folders["train"], data)
-    scalers = scalers or tree.scalers(train.folder) or measured(train)
+    train = opened(folders["train"], data, None)
+    kept = tree.scalers(train.folder) if train.load is tree.load else None  # of the files, not of what is made of them
+    scalers = scalers or kept or measured(train)
     inputs = Inputs(data, texts, scalers, model.climate_dropout)
     plain = Inputs(data, texts, scalers)
     usual = scoring.majority(asked(entry) for entry in train.entries)
     held = {
         split: EvalSource(
-            open_part(folders[split], data, train.names), plain, answers=data.evaluation.answers, usual=usual
+            opened(folders[split], data, train.names), plain, answers=data.evaluation.answers, usual=usual
         )
         for split in ("val", "test")
         if split in folders
@@ -58,6 +61,7 @@ def facts(config: RunConfig, found: Sources) -> dict[str, Any]:
     shape = FieldFacts(channels=len(part.names), times=len(field), static=len(part.layout.static))
     return {
         "fields": shape.plain(),
+        "sides": list(field.shape[-2:]),
         "names": list(part.names),
         "static": list(part.layout.static),
         "labels": dict(part.layout.labels),
