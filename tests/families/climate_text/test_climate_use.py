@@ -158,11 +158,11 @@ def test_what_does_not_fit_is_said(model: Answers, file: Path, tmp_path: Path) -
     with pytest.raises(DataError, match=f"no variable {names[-1]!r} for {names[-1]}"):
         model.field(path)
     whole = write_nc(tmp_path / "all.nc", file, names)
-    with pytest.raises(DataError, match="has no 1998-12-31T18:00:00Z .* give two that it has: FROM/TO"):
+    with pytest.raises(DataError, match=r"has no 1998-12-31T18:00:00Z .* give two that it has: FROM/TO"):
         model.field(whole, Place(time="1999-01-01T00:00:00Z"))
     table = tmp_path / "map.yaml"
     table.write_text("channels: {T2M: {source: t2m}}")
-    with pytest.raises(DataError, match="the model knows EFLUX, HFLUX.*name them in a table"):
+    with pytest.raises(DataError, match=r"the model knows EFLUX, HFLUX.*name them in a table"):
         model.field(whole, variables=str(table))
     values = tree.load(file).clone()
     with pytest.raises(DataError, match="7 channels; the model knows 8"):

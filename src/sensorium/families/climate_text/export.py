@@ -17,7 +17,7 @@ import sensorium
 model = sensorium.load(FOLDER)  # this folder; the frozen parts come from `model` of config.json
 print(model.answer("Where is the strongest anomaly?", "field.nc"))
 ```"""
-_LIMITS = """- An answer is as good as its training texts; `sensorium evaluate RUN` says whether the field is used at all.
+_LIMITS = """- An answer is as good as its training texts; `sensorium evaluate RUN` says if the field is used at all.
 - Fields must have the channels and units listed above; other regions, grids and sources than those of training are
   answered without a warning.
 - It is no forecast and no substitute for one."""
