@@ -61,9 +61,7 @@ def read_box(text: str | None) -> tuple[float, float, float, float] | None:
     try:
         west, south, east, north = (float(word) for word in text.split(","))
     except ValueError:
-        raise ConfigError(
-            f"--bbox {text}: expected west,south,east,north, such as -20,30,50,60"
-        ) from None
+        raise ConfigError(f"--bbox {text}: expected west,south,east,north, such as -20,30,50,60") from None
     return west, south, east, north
 
 

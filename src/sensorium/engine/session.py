@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from sensorium import config as configuration
-from sensorium.engine import checkpoint, optim, portable, rundir
+from sensorium.engine import checkpoint, optim, portable_folder, rundir
 from sensorium.engine.contract import Begin, Family, Host, Loaded, Saved, Source, Sources
 from sensorium.engine.guard import Buffers, Guard
 from sensorium.engine.order import Clock, Share
@@ -283,9 +283,9 @@ def warm_start(config: RunConfig) -> checkpoint.Content | None:
     if config.train.warm_start is None:
         return None
     path = Path(config.train.warm_start).expanduser()
-    if path.is_dir():
+    if path.is_dir() and not portable_folder.is_one(path):
         return checkpoint.load(path.resolve(), config.family)
-    found = portable.read_pt(path)
+    found = portable_folder.read_any(path)
     if found.head.family != config.family:
         raise CheckpointError(f"{path}: weights of family {found.head.family!r}, not {config.family!r}")
     return found.content()

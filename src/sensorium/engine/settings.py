@@ -117,6 +117,7 @@ class Schedule(Section):
 class Loader(Section):
     workers: int = resumable(0, "Processes that prepare samples; 0 prepares them in the training process.", ge=0, le=64)
     prefetch: int = resumable(2, "Micro-batches that each worker prepares ahead.", ge=1, le=64)
+    pin_memory: Literal["auto"] | bool = resumable("auto", "Copy batches to a GPU from pinned memory; auto: with one.")
     bad_samples: Literal["raise", "skip"] = Field(
         "raise", description="What to do with a broken sample: stop, or take another."
     )
@@ -154,6 +155,7 @@ class Track(Section):
     )
     wandb: Literal["off", "offline", "online"] = resumable("off", "Weights & Biases; needs the extra `wandb`.")
     wandb_project: str = resumable("sensorium", "Project name at Weights & Biases.")
+    wandb_entity: str | None = resumable(None, "User or team at Weights & Biases; null: who is logged in.")
 
 
 class Guard(Section):

@@ -126,6 +126,7 @@ class _Wandb:
     def __init__(self, run: Path, settings: Track) -> None:
         self._run = import_wandb().init(
             project=settings.wandb_project,
+            entity=settings.wandb_entity,
             name=run.name,
             dir=str(run),
             mode=settings.wandb,
