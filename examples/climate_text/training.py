@@ -13,7 +13,7 @@ from epochs import EpochFolders
 
 from sensorium import config as configuration
 from sensorium import errors, guide
-from sensorium.engine import continuation, launch, loop, portable_folder, session, settings, zero_json
+from sensorium.engine import continuation, launch, loop, portable_folder, session, settings, zero, zero_json
 from sensorium.engine.contract import Family, Saved, Sources
 from sensorium.engine.order import clock_of
 from sensorium.engine.settings import RunConfig
@@ -56,7 +56,12 @@ class Training:
         if self.resume is None or given is not None:
             return GuideConfig.read(given or usual, changes)
         path = self.resume if portable_folder.is_one(self.resume) else EpochFolders.newest(self.resume)
-        return GuideConfig.read((path or self.resume) / "config.yaml", changes)
+        if path is None:
+            raise errors.CheckpointError(
+                f"{self.resume}: no checkpoint_epoch_N, and no folder with one; --config FILE says the values of a run "
+                "that was stopped before its first epoch ended"
+            )
+        return GuideConfig.read(path / "config.yaml", changes)
 
     def _take_json(self, path: Path) -> None:
         """A DeepSpeed JSON: what ``config.yaml`` has a key for goes there, the rest to DeepSpeed."""
@@ -88,7 +93,7 @@ class Training:
         elif (native / "config.yaml").is_file():
             stored = configuration.dump(session.read_config(self.family, native))
         else:
-            raise errors.CheckpointError(f"{self.resume}: no checkpoint_epoch_N, and no folder that holds these")
+            raise errors.CheckpointError(f"{self.resume}: no checkpoint_epoch_N, and no folder with a run")
         for name in ("precision", "batch_size"):  # which follow from the machine, too
             if name not in self.engine.get("train", {}):
                 layer["train"][name] = stored["train"][name]
@@ -160,6 +165,8 @@ class Lines:
         most = int(clock.total * WARMUP)
         if config.schedule.warmup_steps > most:
             self.say(f"Warm-up: {most} steps, a tenth of all; training.warmup_steps is {config.schedule.warmup_steps}")
+        if training.resume is None:
+            self._profile(0)
         self.say(f"Epochs: {training.config.folder}/checkpoint_epoch_N; the run: {training.start.run}")
 
     def begin(self) -> None:
@@ -172,6 +179,10 @@ class Lines:
             f"{nodes} node{'s' * (nodes > 1)} x {world // nodes} process{'es' * (world > nodes)}: {micro} samples x "
             f"{train.micro_batches} parts x {world} = {train.batch_size} samples a step"
         )
+        deepspeed = self.training.start.config.deepspeed
+        if zero.wanted(deepspeed):
+            offload = ", optimizer's state on the host" if deepspeed.cpu_offload else ""
+            self.say(f"DeepSpeed: ZeRO {deepspeed.zero_stage}{offload}")
         for note in self.training.notes:
             self.say(note)
 
@@ -202,21 +213,21 @@ class Lines:
             rate = max(value for name, value in values.items() if name.startswith("lr/"))
             say(f"epoch {epoch:.2f} step {step}/{self.total}  loss {values['loss']:.4f}  lr {rate:.2e}")
 
-    def _profile(self, step: int) -> None:
-        """A trace of the steps that ``training.profile_steps`` names; of its first one, what comes after it begins."""
+    def _profile(self, done: int) -> None:
+        """A trace of the steps that ``training.profile_steps`` names."""
         wanted = self.training.config.training.profile_steps
         if wanted is None:
             return
-        if self.profiler is None and step == max(1, wanted[0] - 1):
+        if done == wanted[0] - 1:
             self.profiler = torch.profiler.profile()
             self.profiler.start()
-        elif self.profiler is not None and step == max(wanted[1], max(1, wanted[0] - 1) + 1):
+        elif self.profiler is not None and done == min(wanted[1], self.total):
             self.profiler.stop()
-            path = self.training.start.run / f"trace_{wanted[0]}_{wanted[1]}.json"
+            path = self.training.start.run / f"trace_{wanted[0]}_{done}.json"
             remove(path)
-            write_by_library(path, lambda place: self.profiler.export_chrome_trace(str(place)))
+            write_by_library(path, partial(_export, self.profiler))
             self.profiler = None
-            self.say(f"Trace of steps {wanted[0]} to {wanted[1]}: {path}")
+            self.say(f"Trace of steps {wanted[0]} to {done}: {path}")
 
     def validated(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         control = metrics.get("perplexity/shuffled", float("nan"))
@@ -232,3 +243,7 @@ class Lines:
         self.files.write(saved)
         if saved.better:
             say(f"Best so far: validation loss {saved.value:.4f} -> {self.files.folder / 'best.json'}")
+
+
+def _export(profiler: torch.profiler.profile, path: Path) -> None:
+    profiler.export_chrome_trace(str(path))

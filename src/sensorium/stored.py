@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sensorium import config as configuration
@@ -46,7 +47,11 @@ class Stored:
         be others than those that were trained upon. Raises CheckpointError."""
         parameters = learnable(task)
         frozen = session.frozen_digest(task, parameters) if allow_other_base else self.frozen
-        content = checkpoint.Content(dict(self.weights), {}, {}, frozen)
+        weights, there = dict(self.weights), task.state_dict()
+        for name in there.keys() - session.weights_of(task, parameters).keys():
+            if name in weights and torch.equal(weights[name], there[name]):
+                del weights[name]  # DeepSpeed stores a frozen weight that is tied to another one
+        content = checkpoint.Content(weights, {}, {}, frozen)
         session.load_weights(task, parameters, content, self.origin)
 
     def prepare(self) -> None:

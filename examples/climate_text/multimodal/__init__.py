@@ -1,1 +1,1 @@
-"""The guide's import line works in this folder: ``from multimodal.core.climate_text_fusion import ClimateTextFusion``."""
+"""So that ``from multimodal.core.climate_text_fusion import ClimateTextFusion`` works in this folder."""

@@ -178,7 +178,9 @@ def frozen_digest(task: nn.Module, parameters: dict[str, nn.Parameter]) -> str:
 
 def weights_of(task: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """What a checkpoint holds: the learnable parameters and all persistent buffers."""
-    frozen = {name for name, _ in task.named_parameters()} - parameters.keys()
+    learned = set(map(id, parameters.values()))
+    named = task.named_parameters(remove_duplicate=False)  # of tied weights all names
+    frozen = {name for name, parameter in named if id(parameter) not in learned}
     return {name: tensor for name, tensor in task.state_dict().items() if name not in frozen}
 
 

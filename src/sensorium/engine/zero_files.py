@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ def whole(folder: Path) -> dict[str, Tensor]:
             f"{folder}: weights that ZeRO 3 divided are put together by DeepSpeed: pip install 'sensorium[deepspeed]'"
         ) from None
     tool = importlib.import_module(f"{module.__name__}.utils.zero_to_fp32")
-    with redirect_stdout(io.StringIO()):  # it prints
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints, and shows bars
         found = tool.get_fp32_state_dict_from_zero_checkpoint(
             str(folder.parent), tag=folder.name, exclude_frozen_parameters=True
         )
