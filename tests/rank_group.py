@@ -30,6 +30,7 @@ from sensorium import errors
 from sensorium.engine import checkpoint, loop, ranks, rundir
 from sensorium.engine.backend import Backend
 ranks.SILENCE, ranks.BEAT = 2.0, 0.5
+# first
 
 def before(module, name, when, do):
     \"\"\"Call do() before the function is called for the when-th time.\"\"\"
@@ -150,9 +151,9 @@ class Nursery:
 
 
 @contextmanager
-def open_nursery(folder: Path) -> Iterator[Nursery]:
-    """For as long as the block lasts; ends every process that it started."""
-    command = [sys.executable, "-c", NURSERY, str(Path(__file__).parent)]
+def open_nursery(folder: Path, first: str = "") -> Iterator[Nursery]:
+    """For as long as the block lasts; ends every process that it started. ``first``: run before it forks any."""
+    command = [sys.executable, "-c", NURSERY.replace("# first", first), str(Path(__file__).parent)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # ours, without torch's own
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True, process_group=0) as program:

@@ -19,7 +19,7 @@ from sensorium.engine import checkpoint
 from sensorium.engine.backend import Backend
 from sensorium.engine.contract import Family
 from sensorium.engine.guard import Buffers
-from sensorium.engine.order import Order
+from sensorium.engine.order import Order, Share
 from sensorium.engine.settings import Train
 from sensorium.errors import RunError
 
@@ -179,7 +179,7 @@ def test_a_norm_that_overflows_over_finite_gradients_moves_nothing() -> None:
     with scaled(1.0), Backend(Train(steps=1, device="cpu")) as backend:
         task = nn.Linear(4, 1, bias=False)
         optimizer = torch.optim.AdamW(task.parameters(), lr=0.1, fused=True)
-        model = backend.prepare(task, optimizer)
+        model = backend.prepare(task, optimizer, dict(task.named_parameters()), {}, Share(1, 1, 1))
         before = task.weight.detach().clone()
         for size, moves in ((1e30, False), (1.0, True)):
             backend.backward(size * model(torch.ones(1, 4)).sum())

@@ -110,8 +110,15 @@ def scaled(scale: float | None) -> Iterator[None]:
         if scale is not None:
             begin = Backend.__init__
 
-            def with_scaler(self: Backend, train: settings.Train, advice: str = "", *, whole_gradient: bool) -> None:
-                begin(self, train, advice, whole_gradient=whole_gradient)
+            def with_scaler(
+                self: Backend,
+                train: settings.Train,
+                advice: str = "",
+                deepspeed: settings.DeepSpeed | None = None,
+                *,
+                whole_gradient: bool = False,
+            ) -> None:
+                begin(self, train, advice, deepspeed, whole_gradient=whole_gradient)
                 self._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=4)
 
             patch.setattr(Backend, "__init__", with_scaler)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sensorium import __version__, cli_data
+from sensorium import __version__, cli_data, launched
 from sensorium.errors import printable, shown
 
 if TYPE_CHECKING:
@@ -236,6 +237,42 @@ def _where(hit: Hit, among: str | None) -> str:
     return file if hit.segment is None else f"{file}  {hit.segment[0]:.1f}-{hit.segment[1]:.1f} s"
 
 
+@app.command(epilog='Example: sensorium answer runs/first --field era5.nc --question "Where is the strongest anomaly?"')
+def answer(
+    run: RunFolder,
+    field: Annotated[Path, typer.Option(help="A .pt of a data tree, or NetCDF, Zarr, GRIB, .npz.")],
+    question: Annotated[str, typer.Option(help="What to ask about it.")],
+    time: Annotated[str | None, typer.Option(help="Its time in UTC, or FROM/TO; the last one.")] = None,
+    bbox: Annotated[str | None, typer.Option(help="W,S,E,N: a part of the map, degrees.")] = None,
+    variables: Annotated[str | None, typer.Option(help="Which variable is which: map.yaml, or a preset.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Also answer without the field.")] = False,
+    picture: Annotated[Path | None, typer.Option("--map", help="Draw what was looked at: a .png.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="best, latest, or the name of a checkpoint folder.")] = "best",
+    as_json: AsJson = False,
+) -> None:
+    """Ask a trained model about a field of weather or climate."""
+    from sensorium import use
+    from sensorium.engine.contract import Looked
+    from sensorium.files import write_file
+
+    looked = Looked(field, time, use.read_box(bbox), variables)
+    said = (lambda piece: None) if as_json else (lambda piece: typer.echo(printable(piece), nl=False))
+    found = use.answerer(run, checkpoint).answer_file(
+        question, looked, said, compare=compare, picture=picture is not None
+    )
+    if picture is not None and found.picture is not None:
+        write_file(picture, found.picture)
+    if as_json:
+        content = {"question": question, "answer": found.text, "notes": found.notes}
+        content |= {"without_field": found.without} if compare else {}
+        content |= {"map": str(picture)} if picture is not None else {}
+        typer.echo(printable(json.dumps(content, ensure_ascii=False, indent=1)))
+        return
+    typer.echo("")
+    for line in (*([f"without the field: {found.without}"] if compare else []), *(f"note: {n}" for n in found.notes)):
+        typer.echo(printable(line))
+
+
 @app.command(epilog="Example: sensorium export runs/first --format hf --out models/first")
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder; or the word climate-encoder.")],
@@ -322,4 +359,5 @@ def _spread(config: RunConfig, *, training: bool = True) -> None:
 
 def main() -> None:
     """Entry point of ``sensorium``: errors of ours are one line on standard error and an exit code."""
+    sys.argv[1:] = launched.words(sys.argv[1:])
     shown(app)

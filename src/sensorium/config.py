@@ -255,7 +255,7 @@ def dump_yaml(config: Section) -> str:
 
 def flat(config: Section) -> dict[str, Any]:
     """Plain values by dotted name."""
-    return _leaves(dump(config))
+    return leaves(dump(config))
 
 
 def digest(config: Section) -> str:
@@ -264,11 +264,12 @@ def digest(config: Section) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _leaves(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted name, whatever holds them."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
-            flat |= _leaves(value, f"{prefix}{key}.")
+            flat |= leaves(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
@@ -278,7 +279,12 @@ def check_resume(stored: Section, wanted: Section) -> None:
     """Raise ConfigError listing every field that differs although it is not resumable."""
     free = {name for name, info in walk(type(stored)) if (info.json_schema_extra or {}).get("resumable")}
     old, new = flat(stored), flat(wanted)
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in free]
+    of_free = tuple(f"{name}." for name in free)  # what is within a table
+    changed = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in free and not key.startswith(of_free)
+    ]
     if changed:
         lines = [f"  {key}: {old.get(key)!r} in the run, {new.get(key)!r} asked for" for key in changed]
         raise ConfigError(

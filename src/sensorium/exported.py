@@ -91,7 +91,8 @@ def write_weights(folder: Path, loaded: Loaded) -> Path:
 
 def write_tensors(folder: Path, weights: Mapping[str, Tensor], file: str = WEIGHTS) -> Path:
     """Write any weights as ``model.safetensors``, or under another name."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    # Copies: tied weights share their memory, which the format refuses.
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
     path = folder / file
     checkpoint.write_tensors(path, tensors, {"format": "pt"})
     return path

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from sensorium import launched
 from sensorium.errors import ConfigError, RunError, Stopped
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Parser(argparse.ArgumentParser):
 
     def given(self, words: Sequence[str] | None = None) -> dict[str, Any]:
         """The flags that were given, by name. Raises ConfigError."""
-        known, unknown = self.parse_known_intermixed_args(words)
+        typed = launched.words(sys.argv[1:] if words is None else words)
+        known, unknown = self.parse_known_intermixed_args(typed)
         for word in unknown:
             close = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, n=1)
             hint = f"did you mean {close[0]}?" if close else "--help lists the flags"

@@ -15,7 +15,7 @@ from typing import Any
 from sensorium import config as configuration
 from sensorium import exported, families, reading
 from sensorium.engine import rundir, session
-from sensorium.engine.contract import Family, FolderSearcher, Loaded, Searcher
+from sensorium.engine.contract import Answerer, Family, FolderSearcher, Loaded, Searcher
 from sensorium.errors import CheckpointError, ConfigError, DataError
 from sensorium.files import new_folder, remove
 
@@ -44,6 +44,25 @@ def searcher_within(run: Path, folder: Path) -> Searcher:
     if not isinstance(found, FolderSearcher):
         raise ConfigError(f"{run}: family {family_of(run).name!r} searches in the data of its run alone")
     return found.within(folder)
+
+
+def answerer(run: Path, checkpoint: str = "best") -> Answerer:
+    """The use of a run that answers questions. Raises ConfigError where its family does not."""
+    found = load(run, checkpoint)
+    if not isinstance(found, Answerer):
+        raise ConfigError(f"{run}: family {family_of(run).name!r} answers no questions")
+    return found
+
+
+def read_box(text: str | None) -> tuple[float, float, float, float] | None:
+    """West, south, east and north from ``W,S,E,N``. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        west, south, east, north = (float(word) for word in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--bbox {text}: expected west,south,east,north, such as -20,30,50,60") from None
+    return west, south, east, north
 
 
 def read_queries(path: Path) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Devices, precision and processes. The only file that imports accelerate (or DeepSpeed).
+"""Devices, precision and processes. The only file that imports accelerate; DeepSpeed is behind zero.py.
 
 Accelerate is used for ``prepare(task, optimizer)`` and nothing else: no loader, no scheduler, no ``save_state``.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,30 +27,42 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
-from sensorium.engine import ranks, signals
-from sensorium.engine.contract import Host
-from sensorium.engine.settings import Train
+from sensorium.engine import optim, ranks, signals, zero, zero_json
+from sensorium.engine.contract import Batch, Host, Output
+from sensorium.engine.order import Share
+from sensorium.engine.settings import DeepSpeed, Train
 from sensorium.engine.tracking import progress_bar
 from sensorium.errors import ConfigError, RunError, SensoriumError
 
 
 class Backend:
-    """One process of a run. ``advice``: what to do after a crash, for the end of a line. ``whole_gradient``: of what
-    trains, everything has a gradient in each step (contract.Family).
+    """One process of a run. ``advice``: what to do after a crash, for the end of a line. ``deepspeed``: its settings
+    of the run, where it trains. ``whole_gradient``: of what trains, everything has a gradient in each step
+    (contract.Family).
 
     Raises RunError when a launcher's other processes do not come, and at the end of its block in place of an error
     for which another process, or a loader worker, is the reason.
     """
 
-    def __init__(self, settings: Train, advice: str = "", *, whole_gradient: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Train,
+        advice: str = "",
+        deepspeed: DeepSpeed | None = None,
+        *,
+        whole_gradient: bool = False,
+    ) -> None:
         if settings.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("train.device is cuda, but no GPU is visible; use cpu or auto")
         cpu = settings.device == "cpu" or not torch.cuda.is_available()
         self.precision, self.precision_note = usable_precision(settings.precision, cpu)
+        used = deepspeed is not None and zero.wanted(deepspeed)
+        self._deepspeed = (zero.load(cpu), deepspeed) if deepspeed is not None and used else None
         asked_world = int(os.environ.get("WORLD_SIZE", "1"))
         # The state is a process-wide singleton; a second run in one process may want another precision.
         AcceleratorState._reset_state(reset_partial_state=asked_world == 1)
         GradientState._reset_state()
+        self._clip = settings.grad_clip
         self._patience, self._advice = f"{settings.timeout_minutes:g} minutes", advice
         try:
             self._accelerator = Accelerator(
@@ -72,10 +85,27 @@ class Backend:
         self.world: int = self._accelerator.num_processes
         if self.world != asked_world:
             raise RunError(f"the launcher asked for {asked_world} processes, but {self.world} found each other")
+        self.notes = self._notes(deepspeed, settings)
         self._model: nn.Module | None = None
         self._optimizer: Any = None  # accelerate's, which knows the scaler
         self._plain: Any = None  # the one within; accelerate's looks for packages on disk in each step
+        self._zero: zero.Zero | None = None
         self._roll = ranks.Roll(self.rank, self.world) if self.world > 1 else None
+        if self._deepspeed is not None and not torch.distributed.is_initialized():
+            zero.open_group(cpu)
+
+    def _notes(self, asked: DeepSpeed | None, train: Train) -> list[str]:
+        """What to say of settings without effect. Raises ConfigError for a batch that is not the run's."""
+        if asked is None:
+            return []
+        if self._deepspeed is None:
+            idle = [key for key in ("zero_stage", "cpu_offload") if getattr(asked, key) != getattr(DeepSpeed(), key)]
+            names = " and ".join(f"deepspeed.{key}" for key in idle)
+            return [f"DeepSpeed is not used: no effect of {names}"] if idle else []
+        rest = asked.config if isinstance(asked.config, dict) else {}
+        parts = train.micro_batches
+        zero_json.batch_identity(rest, train.batch_size // (parts * self.world), parts, self.world)
+        return [f"deepspeed.config: no effect of {key}, {why}" for key, why in zero_json.IDLE.items() if key in rest]
 
     @property
     def is_main(self) -> bool:
@@ -89,18 +119,72 @@ class Backend:
         return Host(str(self.device), self.rank, self.world, self.barrier, say, bar)
 
     def describe(self) -> str:
+        divided = "" if self._deepspeed is None else f", DeepSpeed ZeRO {self._deepspeed[1].zero_stage}"
+        precision = self.precision_note or self.precision
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return f"{name}, {self.world} process{'es' * (self.world > 1)}, {self.precision_note or self.precision}"
+        return f"{name}, {self.world} process{'es' * (self.world > 1)}, {precision}{divided}"
 
-    def prepare(self, task: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """Wrap task and optimizer for this run's precision and processes; call the result for training steps."""
-        self._accelerator.free_memory()
-        self._model, self._optimizer = self._accelerator.prepare(task.to(self.device), optimizer)
+    def prepare(
+        self,
+        task: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        parameters: Mapping[str, nn.Parameter],
+        state: Mapping[str, Tensor],
+        share: Share,
+    ) -> Callable[[Batch], Output]:
+        """Wrap task and optimizer for this run's precision and processes; call the result for training steps.
+
+        ``parameters``: what the optimizer trains, by name; ``state``: what it stored, see ``optim.export_state``.
+        """
         self._plain = optimizer
+        if self._deepspeed is not None:
+            self._zero = zero.Zero(self._plan(share), task, optimizer, parameters, state)
+            return self._zero
+        self._accelerator.free_memory()
+        task.to(self.device)
+        optim.import_state(optimizer, parameters, state)
+        self._model, self._optimizer = self._accelerator.prepare(task, optimizer)
         return self._model
+
+    def _plan(self, share: Share) -> zero.Plan:
+        assert self._deepspeed is not None
+        module, settings = self._deepspeed
+        stage, batch = settings.zero_stage, (share.rows, share.micro_batches)
+        rest = settings.config if isinstance(settings.config, dict) else {}
+        config = zero_json.for_deepspeed(rest, stage, settings.cpu_offload, self._clip, batch)
+        return zero.Plan(module, config, self.device, self.is_main, self.autocast, self.from_main)
+
+    def release(self) -> None:
+        """The task is to be a plain one: another stage begins, or training is over."""
+        if self._zero is not None:
+            self._zero.release()
+            self._zero = None
+
+    def whole(self, *, changed: bool = False) -> AbstractContextManager[None]:
+        """The task may be looked at, run and, where ``changed``, written to by each process on its own."""
+        return nullcontext() if self._zero is None else self._zero.whole(changed=changed)
+
+    def weights(self, stored: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """``stored()``, tensors of the task by name, as they are to be saved; elsewhere than on the main process they
+        may be left out."""
+        if self._zero is not None:
+            return self._zero.weights(stored())
+        return stored() if self.is_main else {}
+
+    def optimizer_state(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """As ``optim.export_state``; under DeepSpeed on the main process alone."""
+        return optim.export_state(self._plain, parameters) if self._zero is None else self._zero.optimizer_state()
+
+    def save_shards(self, folder: Callable[[], Path | None]) -> None:
+        """DeepSpeed's own files, where this run trains with it and ``folder()``, asked on the main process, wants them:
+        a folder that is not there yet, whose name becomes their tag. Raises DiskError."""
+        if self._zero is not None and (target := self.from_main(folder)) is not None:
+            self._zero.save(target)
 
     def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged between processes in the last micro-batch of a step only."""
+        if self._zero is not None:
+            return self._zero.micro_batch(last)
         if last:
             return nullcontext()
         together: AbstractContextManager[Any] = self._accelerator.no_sync(self._model)
@@ -111,11 +195,17 @@ class Backend:
         return precision
 
     def backward(self, loss: Tensor) -> None:
-        self._accelerator.backward(loss)
+        if self._zero is None:
+            self._accelerator.backward(loss)
+        else:
+            scaler = self._accelerator.scaler
+            self._zero.backward(loss if scaler is None else scaler.scale(loss))
 
     def finish_step(self, factor: float, clip: float | None) -> tuple[float, bool]:
         """Scale gradients, clip, step. Returns the gradient norm before clipping and whether the weights moved."""
         scaler = self._accelerator.scaler
+        if self._zero is not None:
+            return self._zero.finish_step(factor, scaler)
         if scaler is not None:
             scaler.unscale_(self._plain)
         gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -144,6 +234,8 @@ class Backend:
 
     def drop_step(self, loss: Tensor) -> None:
         """Forget the gradients of a step that ends here, as ``loss`` was not finite on one of the processes."""
+        if self._zero is not None:
+            return self._zero.drop_step(loss)
         if self.world > 1:  # DDP would take the next step's first backward pass for the one that it still waits for
             self.backward(loss)
         self._plain.zero_grad()
@@ -212,14 +304,18 @@ class Backend:
             raise found from error
 
     def _close(self) -> None:
-        if self._roll is None:
+        if self._roll is None and self._deepspeed is None:
             return
-        self._roll.close()
+        if self._roll is not None:
+            self._roll.close()
         # An interpreter that ends with DDP alive can abort in its last moment.
-        self._model = self._optimizer = self._plain = None
+        self._model = self._optimizer = self._plain = self._zero = None
         self._accelerator.free_memory()
         gc.collect()
-        torch.distributed.destroy_process_group()
+        if self._deepspeed is not None:
+            zero.close_group(self._deepspeed[0])
+        else:
+            torch.distributed.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
 
     def peak_memory(self) -> int | None:

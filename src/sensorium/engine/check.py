@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from sensorium import config as configuration
-from sensorium.engine import launch, rundir
+from sensorium.engine import launch, rundir, zero
 from sensorium.engine.backend import Backend
 from sensorium.engine.check_memory import Memory, reset_peak, small_batches, usable
 from sensorium.engine.check_trial import Trial, Trials, reload_differences, resume_difference, validate
@@ -107,6 +107,7 @@ def check(family: Family, config: RunConfig, folder: Path, *, quiet: bool = Fals
     this = _Check(family, config, folder, report, quiet)
     report.add("configuration", f"{family.name}, preset {config.preset}, digest {configuration.digest(config)}")
     count = _processes(this)
+    _deepspeed(this)
     disk = _run_folder(this)
     read = _read(this, count)
     if read is None:
@@ -137,6 +138,21 @@ def _processes(this: _Check) -> int:
     parts = f", micro-batches: {micro}" * (micro > 1)
     this.report.add("processes", f"{count}, each with {share.rows} rows of a step{parts}")
     return count
+
+
+def _deepspeed(this: _Check) -> None:
+    """Where the run will use DeepSpeed: whether it is there. What is tried here is tried without it."""
+    settings = this.config.deepspeed
+    if not zero.wanted(settings):
+        return
+    try:
+        version = zero.load(not torch.cuda.is_available()).__version__
+    except ConfigError as error:
+        this.report.add("deepspeed", "not installed", str(error))
+        return
+    tools = ", ".join(f"{name} {'is' if shutil.which(name) else 'is not'} there" for name in ("c++", "ninja"))
+    found = f"{version}, ZeRO {settings.zero_stage}; builds nothing, so needs no compiler ({tools}); tried without it"
+    this.report.add("deepspeed", found)
 
 
 def _run_folder(this: _Check) -> Path:

@@ -84,6 +84,7 @@ class Trials:
                 ),
                 "track": config.track.model_copy(update={"tensorboard": False, "wandb": "off"}),
                 "loader": config.loader.model_copy(update=skipping),
+                "deepspeed": config.deepspeed.model_copy(update={"enabled": False}),
                 "guard": config.guard.model_copy(update={"max_skipped": steps + 1}),
             }
         )

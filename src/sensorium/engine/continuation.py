@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sensorium import config as configuration
-from sensorium.engine import checkpoint, launch, loop, portable, ranks, rundir, session, settings
+from sensorium.engine import checkpoint, launch, loop, portable, portable_folder, ranks, rundir, session, settings
 from sensorium.engine.contract import Evaluation, Family, Listener, Saved
 from sensorium.engine.settings import RunConfig, config_class
 from sensorium.errors import CheckpointError, ConfigError
@@ -66,7 +66,7 @@ def continue_from(
     command line. Raises CheckpointError for a file that
     cannot be used, ConfigError listing every change of what a run cannot change.
     """
-    found = portable.read_pt(path)
+    found = portable_folder.read_any(path)
     head = found.head
     if head.family != family.name:
         raise CheckpointError(f"{path}: of family {head.family!r}, not {family.name!r}")

@@ -247,6 +247,38 @@ class FolderSearcher(Searcher, Protocol):
 
 
 @dataclass(frozen=True)
+class Looked:
+    """A file to be asked about, as ``Answerer.answer_file`` takes it: a time or FROM/TO, a box of west, south, east and
+    north in degrees, and a table of which variable of the file is which; None: whatever the file says itself."""
+
+    path: Path
+    time: str | None = None
+    box: tuple[float, float, float, float] | None = None
+    variables: str | None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """``text``; ``without``: what is answered to the question alone, where that was asked for, too; ``picture``: a PNG
+    of what was looked at; ``notes``: what was assumed of it."""
+
+    text: str
+    without: str | None = None
+    picture: bytes | None = None
+    notes: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Answerer(Protocol):
+    """What ``Family.use`` makes of a trained run that answers questions: all the command line needs of it."""
+
+    def answer_file(
+        self, question: str, looked: Looked, said: Callable[[str], None], *, compare: bool, picture: bool
+    ) -> Answered:
+        """Answer a question about a file. ``said`` is given the pieces of the text as they come."""
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A trained run opened for use, on the CPU and in evaluation mode."""
 
@@ -304,6 +336,15 @@ class Listener(Protocol):
 
     def saved(self, saved: Saved) -> None:
         """A checkpoint is complete."""
+
+
+@runtime_checkable
+class ShardListener(Listener, Protocol):
+    """A listener that also wants DeepSpeed's own files of what such a run saves."""
+
+    def shards(self, saved: Saved) -> Path | None:
+        """A folder that is not there yet, whose name becomes their tag; all processes write into it, and ``saved`` is
+        called when they are through. None: not of this checkpoint."""
 
 
 def default_group(name: str, parameter: nn.Parameter) -> str:

@@ -73,7 +73,7 @@ def _judging(task: nn.Module, backend: Backend) -> Iterator[None]:
     """Eval mode, no gradient, the run's precision; afterwards all is as before."""
     was_training = task.training
     task.eval()
-    with torch.no_grad(), backend.autocast():
+    with torch.no_grad(), backend.autocast(), backend.whole():
         yield
     task.train(was_training)
 

@@ -92,7 +92,7 @@ class Batches:
             collate_fn=_Collate(source),
             worker_init_fn=_start_worker,
             prefetch_factor=settings.prefetch if settings.workers else None,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and settings.pin_memory is not False,
             # An own generator: the loader's base seed must not be drawn from the global one.
             generator=torch.Generator(),
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from sensorium import config as configuration
-from sensorium.engine import checkpoint, optim, rundir, signals, tracking
+from sensorium.engine import checkpoint, optim, rundir, signals, tracking, zero
 from sensorium.engine import evaluate as evaluation
 from sensorium.engine.backend import Backend
-from sensorium.engine.contract import Batch, Begin, Evaluation, Family, Listener, Saved, Source
+from sensorium.engine.contract import Batch, Begin, Evaluation, Family, Listener, Output, Saved, Source
 from sensorium.engine.guard import Buffers
 from sensorium.engine.loader import Batches, TrainingRows
 from sensorium.engine.order import Share, clock_of, order_of
@@ -39,6 +39,7 @@ from sensorium.engine.session import (
     first_weights,
     frozen_digest,
     load_weights,
+    require_room,
     restore,
     sizes,
     summary,
@@ -69,9 +70,11 @@ def train(
     Raises ConfigError, DataError, CheckpointError (exit code 2) or RunError (1). SIGTERM (Stopped, 0) and Ctrl-C
     (Interrupted, 130) save and stop, SIGUSR1 saves; see docs/determinism.md for what they do outside of the steps.
     """
-    optim.require(config.optim)  # say now what is missing, not after the data were encoded
+    # Say now what is missing, not after the data were encoded.
+    optim.require(config.optim, divided=zero.wanted(config.deepspeed))
     tracking.require(config.track)
-    processes = Backend(config.train, f"; {_again(folder)}", whole_gradient=family.whole_gradient)
+    advice = f"; {_again(folder)}"
+    processes = Backend(config.train, advice, config.deepspeed, whole_gradient=family.whole_gradient)
     with processes as backend, _stoppable(folder) as stop:
         started = configuration.flat(config) | rundir.versions() | {"resume": resume}
         backend.agree("configuration (start all with the same command)", started, ConfigError)
@@ -122,6 +125,8 @@ def _train(job: _Job) -> Evaluation | None:
     say = host.say
     if listener is None:
         say(f"Device: {backend.describe()}")
+    for note in backend.notes:
+        say(note)
     warm = None if resume else warm_start(config)
     sources = family.sources(config, host)
     backend.agree("data", fingerprints(sources), DataError)
@@ -144,7 +149,7 @@ def _train(job: _Job) -> Evaluation | None:
         say(f"All {progress.step} steps are done; train.steps or train.epochs makes the run longer.")
         return None
     if backend.is_main:
-        _require_room(folder, weights_of(task, parameters), parameters, config, 2 * len(plan) - 2)
+        require_room(folder, task, parameters, config, 2 * len(plan) - 2)
     if backend.is_main and resume:  # only now: what cannot be trained must not stay
         rundir.store_config(folder, config)
         checkpoint.clear_leftovers(folder)  # where all steps are done, no save follows that would
@@ -161,15 +166,6 @@ def _train(job: _Job) -> Evaluation | None:
         _announce(run, listener)
         timings["train"] = _run_stages(run, plan)
     return _finish(run, timings, say, stop)
-
-
-def _require_room(
-    folder: Path, weights: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter], config: RunConfig, more: int
-) -> None:
-    """Before the first step: what is known to end on a full disk is not begun. ``more``: kept of earlier stages."""
-    more += config.checkpoint.keep if config.checkpoint.milestone_epochs else 0
-    size = sum(tensor.nbytes for tensor in weights.values()) + optim.state_bytes(parameters, config.optim)
-    checkpoint.require_room(folder, size, config.checkpoint.keep + more)
 
 
 def _announce(run: Run, listener: Listener | None) -> None:
@@ -209,12 +205,10 @@ def _run_stage(run: Run, span: Span) -> None:
     progress, config = run.progress, run.config
     source = _begin_stage(run, span)
     chosen = select(run.parameters, span.stage)
-    run.task.to(run.backend.device)
     optimizer = optim.build(chosen, run.family.group, config.optim, span.stage.lr_scales)
-    optim.import_state(optimizer, chosen, progress.optimizer)
-    model = run.backend.prepare(run.task, optimizer)
+    model = run.backend.prepare(run.task, optimizer, chosen, progress.optimizer, run.share)
     run.backend.read_state(progress.scaler)
-    model.train()
+    run.task.train()
     order = order_of(source, config.seed, config.train.batch_size)
     rows = TrainingRows(order, run.share, run.backend.rank, progress.step, span.end)
     batches = Batches(source, rows, config.loader, replaced=progress.replaced)
@@ -235,12 +229,13 @@ def _run_stage(run: Run, span: Span) -> None:
         run.tracker.train(
             progress.step, run.clock.epoch(progress.step), span.stage.name, values, config.train.batch_size
         )
-        _after_step(run, optimizer, chosen, last_of_stage=progress.step == span.end)
+        _after_step(run, chosen, last_of_stage=progress.step == span.end)
 
 
 def _begin_stage(run: Run, span: Span) -> Source:
     """Prepare for ``span``, at its beginning or within it; returns what it trains on."""
     progress = run.progress
+    run.backend.release()
     if 0 < span.first == progress.step:
         progress.begin_stage()
     source = run.sources.stages.get(span.stage.name, run.sources.train)
@@ -257,7 +252,7 @@ def _begin_stage(run: Run, span: Span) -> Source:
     return source
 
 
-def _step(run: Run, model: nn.Module, stream: Iterator[Batch], step: int) -> dict[str, float]:
+def _step(run: Run, model: Callable[[Batch], Output], stream: Iterator[Batch], step: int) -> dict[str, float]:
     """One optimizer step; returns what is logged. A step whose loss or gradient is not finite changes no weight."""
     backend, config, share = run.backend, run.config, run.share
     micros = [next(stream) for _ in range(share.micro_batches)]
@@ -289,7 +284,8 @@ def _step(run: Run, model: nn.Module, stream: Iterator[Batch], step: int) -> dic
     if alarm:
         run.tracker.event(step + 1, alarm, "alarm")
     if run.family.after_step is not None:
-        run.family.after_step(run.task, step)
+        with backend.whole(changed=True):
+            run.family.after_step(run.task, step)
     return {**values, "grad_norm": norm}
 
 
@@ -303,9 +299,7 @@ def _skip(run: Run, step: int, what: str, values: dict[str, float], scale: float
     return values
 
 
-def _after_step(
-    run: Run, optimizer: torch.optim.Optimizer, chosen: dict[str, nn.Parameter], *, last_of_stage: bool
-) -> None:
+def _after_step(run: Run, chosen: dict[str, nn.Parameter], *, last_of_stage: bool) -> None:
     """Evaluate, save and stop, where that is due."""
     progress, config, clock = run.progress, run.config, run.clock
     step = progress.step
@@ -317,16 +311,20 @@ def _after_step(
     due = clock.due(step, config.checkpoint.every_steps, config.checkpoint.every_epochs)
     due = due or clock.due(step, None, config.checkpoint.milestone_epochs)
     if due or better or saving or any(stopping) or last_of_stage:
-        progress.optimizer = optim.export_state(optimizer, chosen)
+        progress.optimizer = run.backend.optimizer_state(chosen)
         progress.scaler, progress.processes = run.backend.write_state(), run.backend.world
+        weights = run.backend.weights(lambda: weights_of(run.task, run.parameters))
         if run.backend.is_main:
-            weights = weights_of(run.task, run.parameters)
             run.tracker.settle()
             content = checkpoint.Content(weights, progress.optimizer, progress.dump(), run.frozen)
-            saved = checkpoint.save(run.folder, run.family.name, step, content)
-            best = progress.best or {}
+            checkpoint.save(run.folder, run.family.name, step, content)
+        best = progress.best or {}
+        native = checkpoint.folder_of(run.folder, step)
+        saved = Saved(run.folder, native, step, clock.epoch(step), better, best.get("value"))
+        run.backend.save_shards(lambda: run.tracker.shards(saved))
+        if run.backend.is_main:
             # First told, then pruned: until the listener's own files are new, what they were made from is there.
-            run.tracker.saved(Saved(run.folder, saved, step, clock.epoch(step), better, best.get("value")))
+            run.tracker.saved(saved)
             kept = [*progress.kept, *_milestones(run), *([int(best["step"])] if best else [])]
             checkpoint.prune(run.folder, config.checkpoint.keep, kept, step)
         run.backend.barrier()
@@ -379,6 +377,7 @@ def _finish(run: Run, timings: dict[str, float], say: Say, stop: signals.Signals
     stop.enter("stopped after the last step; all is saved. {again} with the evaluation", waits=False)
     begun = time.monotonic()
     step = int(run.progress.best["step"]) if run.progress.best else run.progress.step
+    run.backend.release()
     content = checkpoint.load(checkpoint.folder_of(run.folder, step), run.family.name)
     load_weights(run.task, run.parameters, content, run.folder)
     run.task.to(run.backend.device)

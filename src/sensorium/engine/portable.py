@@ -120,16 +120,21 @@ def _about(saved: Saved, path: Path, weights: Mapping[str, Tensor], part: str = 
         step=saved.step,
         epoch=saved.epoch,
         value=saved.value,
-        checkpoint=Native(
-            absolute=str(saved.checkpoint.absolute()),
-            relative=os.path.relpath(saved.checkpoint, path.parent),
-            manifest=_manifest_digest(saved.checkpoint) or "",
-        ),
+        checkpoint=native_of(saved, path.parent),
         part=part,
     )
     config, facts = rundir.stored_config(saved.run), rundir.read_facts(saved.run)["facts"]
     body = {"config": config, "facts": facts, "checksum": head.checksum(config, facts)}
     return {**head.model_dump(exclude_defaults=True), **body}
+
+
+def native_of(saved: Saved, folder: Path) -> Native:
+    """How a file in ``folder`` names the checkpoint that it is made from."""
+    return Native(
+        absolute=str(saved.checkpoint.absolute()),
+        relative=os.path.relpath(saved.checkpoint, folder),
+        manifest=_manifest_digest(saved.checkpoint) or "",
+    )
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -168,9 +168,14 @@ def branch(origin: Path, checkpoints: Sequence[Path], run: Path, files: Sequence
 
 
 def _second_name(file: Path, name: Path) -> None:
-    """A link: the file is only ever replaced as a whole, so the second name keeps what it holds now."""
+    """A link: the file is only ever replaced as a whole, so the second name keeps what it holds now. Of a folder each
+    file has one."""
     remove(name)
-    link_or_copy(file, name)
+    if not file.is_dir():
+        return link_or_copy(file, name)
+    make_folder(name)
+    for inner in file.iterdir():
+        _second_name(inner, name / inner.name)
 
 
 def finished(run: Path, step: int) -> bool:

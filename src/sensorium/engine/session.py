@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from sensorium import config as configuration
-from sensorium.engine import checkpoint, portable, rundir
+from sensorium.engine import checkpoint, optim, portable_folder, rundir
 from sensorium.engine.contract import Begin, Family, Host, Loaded, Saved, Source, Sources
 from sensorium.engine.guard import Buffers, Guard
 from sensorium.engine.order import Clock, Share
@@ -53,6 +53,9 @@ class Mute:
 
     def saved(self, saved: Saved) -> None:
         pass
+
+    def shards(self, saved: Saved) -> Path | None:
+        return None
 
     def event(self, step: int, text: str, level: Level = "info") -> None:
         pass
@@ -176,8 +179,20 @@ def frozen_digest(task: nn.Module, parameters: dict[str, nn.Parameter]) -> str:
 
 def weights_of(task: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """What a checkpoint holds: the learnable parameters and all persistent buffers."""
-    frozen = {name for name, _ in task.named_parameters()} - parameters.keys()
+    learned = set(map(id, parameters.values()))
+    named = task.named_parameters(remove_duplicate=False)  # of tied weights all names
+    frozen = {name for name, parameter in named if id(parameter) not in learned}
     return {name: tensor for name, tensor in task.state_dict().items() if name not in frozen}
+
+
+def require_room(
+    folder: Path, task: nn.Module, parameters: dict[str, nn.Parameter], config: RunConfig, more: int
+) -> None:
+    """Before the first step: what is known to end on a full disk is not begun. ``more``: kept of earlier stages."""
+    more += config.checkpoint.keep if config.checkpoint.milestone_epochs else 0
+    weights = sum(tensor.nbytes for tensor in weights_of(task, parameters).values())
+    size = weights + optim.state_bytes(parameters, config.optim)
+    checkpoint.require_room(folder, size, config.checkpoint.keep + more)
 
 
 def load_weights(
@@ -271,9 +286,9 @@ def warm_start(config: RunConfig) -> checkpoint.Content | None:
     if config.train.warm_start is None:
         return None
     path = Path(config.train.warm_start).expanduser()
-    if path.is_dir():
+    if path.is_dir() and not portable_folder.is_one(path):
         return checkpoint.load(path.resolve(), config.family)
-    found = portable.read_pt(path)
+    found = portable_folder.read_any(path)
     if found.head.family != config.family:
         raise CheckpointError(f"{path}: weights of family {found.head.family!r}, not {config.family!r}")
     return found.content()

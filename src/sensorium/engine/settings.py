@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, SerializeAsAny, create_model, model_validator
 
 from sensorium import config as configuration
 from sensorium.config import Section, resumable
+from sensorium.engine import zero_json
 from sensorium.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,6 +54,22 @@ class Group(Section):
     lr_scale: float = Field(1.0, ge=0, description="Multiplies the learning rate of this parameter group.")
     weight_decay: float | None = Field(
         None, ge=0, description="Weight decay of this group; null takes `optim.weight_decay`."
+    )
+
+
+class DeepSpeed(Section):
+    enabled: Literal["auto"] | bool = resumable(
+        "auto", "Train with DeepSpeed; auto: where its launcher started the run, or `deepspeed.config` is given."
+    )
+    zero_stage: int = resumable(
+        2,
+        "What the processes divide: 0 nothing, 1 the optimizer's state, 2 gradients besides, 3 weights besides.",
+        ge=0,
+        le=3,
+    )
+    cpu_offload: bool = resumable(False, "Keep the optimizer's state, and step, in the memory of the host.")
+    config: str | dict[str, Any] | None = resumable(
+        None, "A DeepSpeed JSON, or its content. What the run's own settings say, too, is translated to them."
     )
 
 
@@ -99,6 +117,7 @@ class Schedule(Section):
 class Loader(Section):
     workers: int = resumable(0, "Processes that prepare samples; 0 prepares them in the training process.", ge=0, le=64)
     prefetch: int = resumable(2, "Micro-batches that each worker prepares ahead.", ge=1, le=64)
+    pin_memory: Literal["auto"] | bool = resumable("auto", "Copy batches to a GPU from pinned memory; auto: with one.")
     bad_samples: Literal["raise", "skip"] = Field(
         "raise", description="What to do with a broken sample: stop, or take another."
     )
@@ -136,6 +155,7 @@ class Track(Section):
     )
     wandb: Literal["off", "offline", "online"] = resumable("off", "Weights & Biases; needs the extra `wandb`.")
     wandb_project: str = resumable("sensorium", "Project name at Weights & Biases.")
+    wandb_entity: str | None = resumable(None, "User or team at Weights & Biases; null: who is logged in.")
 
 
 class Guard(Section):
@@ -151,6 +171,7 @@ class RunConfig(Section):
     model: SerializeAsAny[Section] = Field(description="The family's model.")
     data: SerializeAsAny[Section] = Field(description="The family's data.")
     train: Train = Train(epochs=1)
+    deepspeed: DeepSpeed = DeepSpeed()
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
     loader: Loader = Loader()
@@ -186,7 +207,22 @@ def resolve(family: Family, preset: str, *layers: Mapping[str, Any], origin: str
     lengths = [given for train in trains if (given := {k for k in _LENGTHS if train.get(k) is not None})]
     if lengths and isinstance(content["train"], Mapping):  # a length given by the user replaces the preset's
         content["train"] = {k: v for k, v in content["train"].items() if k not in _LENGTHS or k in lengths[-1]}
-    return configuration.build(config_class(family), content, origin)
+    return configuration.build(config_class(family), _with_deepspeed(content, layers), origin)
+
+
+def _with_deepspeed(content: dict[str, Any], layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``content`` with its DeepSpeed JSON read and translated: over the preset, equal to what the user says himself."""
+    section = content.get("deepspeed")
+    found = section.get("config") if isinstance(section, Mapping) else None
+    if isinstance(found, str):
+        found = configuration.load_file(Path(found).expanduser())
+    if not isinstance(found, Mapping):
+        return content
+    said, rest = zero_json.translate(found)
+    zero_json.require_same(said, configuration.leaves(configuration.merge(*layers)))
+    content = configuration.merge(content, zero_json.as_layer(said))
+    content["deepspeed"]["config"] = rest
+    return content
 
 
 def preset_groups(family: Family, preset: str) -> Collection[str]:

@@ -126,6 +126,7 @@ class _Wandb:
     def __init__(self, run: Path, settings: Track) -> None:
         self._run = import_wandb().init(
             project=settings.wandb_project,
+            entity=settings.wandb_entity,
             name=run.name,
             dir=str(run),
             mode=settings.wandb,
@@ -255,6 +256,12 @@ class Tracker:
         """Report a complete checkpoint."""
         if self._listener is not None:
             self._listener.saved(saved)
+
+    def shards(self, saved: Saved) -> Path | None:
+        """Where the listener wants DeepSpeed's own files of a checkpoint, if it wants them."""
+        from sensorium.engine.contract import ShardListener
+
+        return self._listener.shards(saved) if isinstance(self._listener, ShardListener) else None
 
     def settle(self) -> None:
         """See to it that what was said survives a loss of power; to be called before a checkpoint says so, too."""

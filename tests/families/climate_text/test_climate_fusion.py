@@ -19,7 +19,8 @@ from sensorium.families.climate_text.fusion import (
     projector_parameters,
 )
 from sensorium.families.climate_text.llm import LAYERS
-from sensorium.families.climate_text.model import ClimateTextFusion, Decoding, left_padded, prompt_mask, right_padded
+from sensorium.families.climate_text.model import ClimateTextFusion, Decoding
+from sensorium.families.climate_text.padding import left_padded, prompt_mask, right_padded
 
 MODES = ("cross_attention", "concatenate", "add")
 CLOSE = {"rtol": 0, "atol": 2e-5}  # float32 sums in another order, over four layers

@@ -93,15 +93,16 @@ class Layout:
         return names
 
 
-def read_entry(content: Any) -> Entry:
-    """One entry of an index. Raises DataError with everything that is wrong with it."""
+def read_entry(content: Any, *, anywhere: bool = False) -> Entry:
+    """One entry of an index. ``anywhere``: its files are somebody else's business. Raises DataError with everything
+    that is wrong with it."""
     if not isinstance(content, dict):
         raise DataError(f"expected an object (found {str(content)[:60]!r})")
     try:
         entry = Entry.model_validate_json(json.dumps(content), strict=True)  # strict JSON has lists, Python tuples
     except ValidationError as error:
         raise DataError("; ".join(_reason(dict(detail)) for detail in error.errors())) from None
-    if outside := next((name for name in entry.files if leaves(name)), None):
+    if outside := None if anywhere else next((name for name in entry.files if leaves(name)), None):
         raise DataError(f"{outside!r} leaves the folder of the split")
     return entry
 

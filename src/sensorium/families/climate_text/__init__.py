@@ -6,9 +6,12 @@ from sensorium.engine.contract import Family
 from sensorium.families.climate_text.config import ModelConfig
 from sensorium.families.climate_text.data import DataConfig
 from sensorium.families.climate_text.evaluator import ClimateEvaluator
+from sensorium.families.climate_text.export import write_hf
+from sensorium.families.climate_text.own import build_known
 from sensorium.families.climate_text.presets import PRESETS
 from sensorium.families.climate_text.sources import facts, sources
-from sensorium.families.climate_text.task import build, group
+from sensorium.families.climate_text.task import group
+from sensorium.families.climate_text.use import Answers
 
 FAMILY = Family(
     name="climate_text",
@@ -18,7 +21,9 @@ FAMILY = Family(
     presets=PRESETS,
     sources=sources,
     facts=facts,
-    task=build,
+    task=build_known,
     group=group,
     evaluator=ClimateEvaluator,
+    use=Answers.of_run,
+    exports={"hf": write_hf},
 )

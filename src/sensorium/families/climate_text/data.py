@@ -189,31 +189,37 @@ class Inputs:
 
     def climate(self, part: Part, number: int) -> dict[str, Any]:
         """A field with everything that an encoder gets. Raises DataError naming the file."""
-        found = part.sample(number)
         path = part.folder / part.entries[number].climate_file
+        return self.of_sample(part.sample(number), part.names, part.layout.static, path)
+
+    def of_sample(
+        self, found: samples.Sample, names: Sequence[str], static_names: Sequence[str], path: Path
+    ) -> dict[str, Any]:
+        """The same of an opened field: the channels ``names``; ``static_names`` are those of its static fields. Raises
+        DataError, which begins with ``path``."""
         try:
             if found.assumed and self.data.strict_inputs:
                 raise DataError("has no lat and lon; give both, or set data.strict_inputs to false")
             samples.require_times(found.field.shape[0], self.data.time_policy)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
-        rows = _rows(found.names, part.names, path, fill=self.data.fill_missing == "mean")
-        field_TCHW = _taken(found.field, rows, self.scalers.field.of(part.names))
+        rows = _rows(found.names, names, path, fill=self.data.fill_missing == "mean")
+        field_TCHW = _taken(found.field, rows, self.scalers.field.of(names))
         if self.data.time_policy == "repeat":
             field_TCHW = field_TCHW.expand(2, -1, -1, -1)
         static, climatology = found.static, found.climatology
         H, W = field_TCHW.shape[-2:]
-        X, C = len(part.layout.static), len(part.names)
+        X, C = len(static_names), len(names)
         time = found.times[-1] if len(found.times) else None
         return {
             "field": field_TCHW.contiguous(),
             "static": torch.zeros(X, H, W)
             if static is None
-            else _taken(static, range(X), self.scalers.static.of(part.layout.static)),
+            else _taken(static, range(X), self.scalers.static.of(static_names)),
             "static_given": static is not None,
             "climatology": torch.zeros(C, H, W)
             if climatology is None
-            else _taken(climatology, rows, self.scalers.climatology.of(part.names)),
+            else _taken(climatology, rows, self.scalers.climatology.of(names)),
             "climatology_given": climatology is not None,
             "lat": torch.from_numpy(found.lat.copy()),
             "lon": torch.from_numpy(found.lon.copy()),

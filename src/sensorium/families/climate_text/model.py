@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -39,10 +40,15 @@ from sensorium.families.climate_text.fusion import (
 )
 from sensorium.families.climate_text.llm import LoraUpdates, checkpoint_layers, decoder_layers, open_llm
 from sensorium.families.climate_text.objectives import Contrast, masked_mean, regression
+from sensorium.families.climate_text.padding import left_padded, prompt_mask, right_padded
 from sensorium.parts.attention import full_precision
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel
+    from transformers.generation.streamers import BaseStreamer
+
+    from sensorium.families.climate_text.use import Answers
 
 
 @dataclass(frozen=True)
@@ -113,9 +119,45 @@ class ClimateTextFusion(nn.Module):
             self.resampler = Perceiver(self.width, model.fusion_heads, model.resampler_queries, model.resampler_layers)
         self.lora = LoraUpdates(self.llm, model.lora) if model.lora.rank else None
         self.contrast = Contrast(self.width, text_width) if model.contrastive_weight else None
+        self.answers: Answers | None = None  # of a trained model that was opened: its texts, channels and scalers
         self._holder = Holder()
         self._build_fusion(text_width)
         self.train(self.training)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        llm: PreTrainedModel | None = None,
+        encoder: Encoder | None = None,
+        allow_other_base: bool = False,
+    ) -> ClimateTextFusion:
+        """A trained model in eval mode: of a folder of one epoch, of the folder of all epochs (the best one), of a run
+        or of an export (``sensorium/stored.py``).
+
+        Strict: every trained weight is there, and none besides; frozen parts come from where training had them, and
+        must be the same (``allow_other_base``: need not). ``llm``, ``encoder``: to take instead of opening them.
+        ``dtype``: None as in training. Raises CheckpointError, ConfigError.
+        """
+        from sensorium.families.climate_text.pretrained import open_model
+
+        return open_model(Path(path), dtype, llm, encoder, allow_other_base=allow_other_base).to(device)
+
+    def answer(
+        self,
+        field: Tensor | np.ndarray[Any, Any] | str | Path | None,
+        question: str,
+        lat: Sequence[float] | None = None,
+        lon: Sequence[float] | None = None,
+        time: str | Sequence[str] | None = None,
+    ) -> str:
+        """What a model that was opened by ``from_pretrained`` says of a field ``[T, C, H, W]``, or a file, see
+        ``use.Answers``. Raises ConfigError for one that was not."""
+        if self.answers is None:
+            raise ConfigError("this model knows no texts and channels; ClimateTextFusion.from_pretrained opens one")
+        return self.answers.answer(question, field, lat, lon, time)
 
     def _build_fusion(self, text_width: int) -> None:
         """The modules of the mode, and the hooks through which they take part."""
@@ -319,9 +361,9 @@ class ClimateTextFusion(nn.Module):
         return functional.pad(ids_BS, (seen.shape[1], 0)), torch.cat([seen, mask_BS.bool()], dim=1)
 
     @torch.no_grad()
-    def generate(self, batch: Mapping[str, Tensor], decoding: Decoding) -> Tensor:
+    def generate(self, batch: Mapping[str, Tensor], decoding: Decoding, streamer: BaseStreamer | None = None) -> Tensor:
         """Token numbers ``[B, at most max_new_tokens]`` that follow the prompts, greedily or by beams; targets in the
-        batch are not looked at."""
+        batch are not looked at. ``streamer``: of transformers, is given the tokens of a single row one by one."""
         from transformers import GenerationConfig
 
         ids, mask = left_padded(batch["input_ids"], prompt_mask(batch), decoding.pad_id)
@@ -338,28 +380,7 @@ class ClimateTextFusion(nn.Module):
         )
         with self._holder.holding(running.repeated(decoding.beams)):
             llm: Any = self.llm
-            found: Tensor = llm.generate(input_ids=ids, attention_mask=mask.long(), generation_config=settings)
+            found: Tensor = llm.generate(
+                input_ids=ids, attention_mask=mask.long(), generation_config=settings, streamer=streamer
+            )
         return found[:, ids.shape[1] :]
-
-
-def prompt_mask(batch: Mapping[str, Tensor]) -> Tensor:
-    """``[B, S]`` bool: attended positions before the first target token. What stands behind it has seen the target."""
-    target = batch["target_mask"]
-    return batch["attention_mask"].bool() & (target.cumsum(dim=1) == 0)
-
-
-def left_padded(ids_BS: Tensor, keep_BS: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
-    """The kept tokens of each row moved to the right end, as texts are continued; and their mask."""
-    length = int(keep_BS.sum(dim=1).max())
-    return _moved(ids_BS, keep_BS, keep_BS.long().argsort(dim=1, stable=True)[:, -length:], pad_id)
-
-
-def right_padded(ids_BS: Tensor, keep_BS: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
-    """The kept tokens of each row moved to the left end, and their mask."""
-    length = int(keep_BS.sum(dim=1).max())
-    return _moved(ids_BS, keep_BS, (~keep_BS).long().argsort(dim=1, stable=True)[:, :length], pad_id)
-
-
-def _moved(ids_BS: Tensor, keep_BS: Tensor, order_BL: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
-    mask = keep_BS.gather(1, order_BL)
-    return ids_BS.gather(1, order_BL).masked_fill(~mask, pad_id), mask

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,23 @@ from sensorium.families.climate_text.prithvi import PrithviEncoder
 from sensorium.families.climate_text.task import FROZEN_DTYPES, sections
 from sensorium.families.climate_text.token_cache import TokenStore, cached
 
+Opener = Callable[[Path, DataConfig, Sequence[str] | None], Part]
+"""Opens a split as ``open_part`` does."""
 _FORMAT = 1  # of the demonstration data; a change makes older ones unused
 
 
-def sources(config: RunConfig, host: Host) -> Sources:
-    """Read the indices and the first field of each split. Raises ConfigError and DataError."""
+def sources(config: RunConfig, host: Host, opened: Opener = open_part) -> Sources:
+    """Read the indices and the first field of each split, which ``opened`` opens. Raises ConfigError and DataError."""
     model, data = sections(config)
     for note in model.notes():
         host.say(note)
     texts = texts_of(open_tokenizer(model), data)  # say now what cannot be had, not after the data were read
     scalers = own_scalers(model)
     folders = _folders(data, host)
-    train = open_part(folders["train"], data)
-    scalers = scalers or tree.scalers(train.folder) or measured(train)
-    others = {split: open_part(folders[split], data, train.names) for split in ("val", "test") if split in folders}
+    train = opened(folders["train"], data, None)
+    kept = tree.scalers(train.folder) if train.load is tree.load else None  # of the files, not of what is made of them
+    scalers = scalers or kept or measured(train)
+    others = {split: opened(folders[split], data, train.names) for split in ("val", "test") if split in folders}
     for split, part in {"train": train, **others}.items():
         _say(host, split, part)
     _require_apart(train, others)
@@ -70,6 +73,7 @@ def facts(config: RunConfig, found: Sources) -> dict[str, Any]:
         shape = replace(shape, token_width=inputs.tokens.width)
     return {
         "fields": shape.plain(),
+        "sides": list(inputs.climate(part, 0)["field"].shape[-2:]),
         "names": list(part.names),
         "static": list(part.layout.static),
         "labels": dict(part.layout.labels),

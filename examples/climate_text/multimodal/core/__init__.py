@@ -1,0 +1,1 @@
+"""See ``climate_text_fusion.py``."""
