@@ -191,8 +191,8 @@ class GuideConfig(Section):
         """Raise ConfigError where another number of processes was wanted."""
         if self.run.world_size not in (None, world):
             raise ConfigError(
-                f"run.world_size is {self.run.world_size}, but {world} processes were started: two nodes need a "
-                "hostfile (hostfile.example), and --num_nodes and --num_gpus that fit it"
+                f"run.world_size is {self.run.world_size}, not {world}, as were started: two nodes need a hostfile "
+                "(hostfile.example), and --num_nodes and --num_gpus that fit it"
             )
 
     def settings(self, world: int, precision: str) -> dict[str, Any]:
