@@ -228,7 +228,7 @@ class GuideConfig(Section):
             },
             "loader": {"workers": workers, "pin_memory": pinned},
             "checkpoint": {"keep": max(2, training.save_total_limit or math.ceil(training.epochs))},
-            "evaluate": {"batch_size": training.batch_size * world},
+            "evaluate": {"batch_size": training.batch_size},
             "track": {
                 "wandb": self.wandb.mode if self.wandb.enabled else "off",
                 "wandb_project": self.wandb.project,
