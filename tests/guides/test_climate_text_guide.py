@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -312,8 +313,10 @@ def test_what_cannot_be_is_refused_in_one_line(script: Script, here: Path) -> No
     refused(
         script(*MINE, "model.prithvi_path=x"), "model.prithvi_path: unknown key; did you mean 'prithvi_encoder_path'?"
     )
-    refused(script(*MINE, "--run.world_size=16"), "run.world_size is 16, but 1 processes", "hostfile.example")
+    refused(script(*MINE, "--run.world_size=16"), "run.world_size is 16, not 1, as were started", "hostfile.example")
     refused(script(*MINE, "--confg=x"), "--confg=x: unknown flag; did you mean --config?")
+    if importlib.util.find_spec("wandb") is None:
+        refused(script(*MINE, "wandb.enabled=true", "training.output_dir=new"), "the package wandb is not installed")
     refused(script("--resume", "data"), "data: no checkpoint_epoch_N")
     refused(
         script(*MINE, "model.climate_encoder=prithvi", "model.prithvi_encoder_path=gone.pt", "training.output_dir=new"),

@@ -191,8 +191,8 @@ class GuideConfig(Section):
         """Raise ConfigError where another number of processes was wanted."""
         if self.run.world_size not in (None, world):
             raise ConfigError(
-                f"run.world_size is {self.run.world_size}, but {world} processes were started: two nodes need a "
-                "hostfile (hostfile.example), and --num_nodes and --num_gpus that fit it"
+                f"run.world_size is {self.run.world_size}, not {world}, as were started: two nodes need a hostfile "
+                "(hostfile.example), and --num_nodes and --num_gpus that fit it"
             )
 
     def settings(self, world: int, precision: str) -> dict[str, Any]:
@@ -228,7 +228,7 @@ class GuideConfig(Section):
             },
             "loader": {"workers": workers, "pin_memory": pinned},
             "checkpoint": {"keep": max(2, training.save_total_limit or math.ceil(training.epochs))},
-            "evaluate": {"batch_size": training.batch_size * world},
+            "evaluate": {"batch_size": training.batch_size},
             "track": {
                 "wandb": self.wandb.mode if self.wandb.enabled else "off",
                 "wandb_project": self.wandb.project,
