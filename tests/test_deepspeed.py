@@ -131,3 +131,108 @@ def test_what_is_hard_to_divide(alike: Path, kind: str) -> None:
     ours, theirs = at(alike / f"divided {kind}", 10).weights, at(alike / "divided ddp", 10).weights
     torch.testing.assert_close(ours, theirs)
     assert float(ours["scale"].max()) <= 1.0
+
+
+def cuts(nursery: Nursery, whole: Path, config: Mapping[str, Any], steps: range, name: str = "divided") -> None:
+    """Continue the run of two from each of these steps; two groups at a time."""
+    groups: list[tuple[Path, Group]] = []
+    for step in steps:
+        part = whole.with_name(f"{whole.name}-{step}")
+        cut(whole, part, step)
+        groups.append((part, start(nursery, part, config, name)))
+        finish(*(group for _, group in groups[-2:-1]))
+    finish(*(group for _, group in groups))
+    for part, _ in groups:
+        assert_equal_runs(whole, part)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_cut_is_resumed_bit_for_bit(tmp_path: Path, nursery: Nursery, stage: int) -> None:
+    """Dropout, two stages, a step within them that is skipped for one rank's sake after a good micro-batch."""
+    config = {
+        **EACH_STEP,
+        "data": {"length": 40, "torn_at": [23], "explode_at": [11]},
+        "train": {"steps": 8, "micro_batches": 2},
+        "schedule": {"name": "cosine", "warmup_steps": 2},
+        **zero(stage),
+    }
+    whole = tmp_path / "whole"
+    finish(start(nursery, whole, config, "fragile in stages"))
+    skipped = [line["skipped_steps"] for line in lines(whole / "metrics.jsonl") if line["kind"] == "train"]
+    assert skipped[-1] >= 2
+    cuts(nursery, whole, config, range(1, 8), "fragile in stages")
+
+
+SKIPS: Mapping[str, Any] = {
+    **EACH_STEP,
+    **QUIET,
+    "model": {"dropout": 0.0},
+    "data": {"length": 40, "torn_at": [23], "explode_at": [11]},
+    "train": {"steps": 8, "micro_batches": 2},
+}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_skipped_step_is_skipped_as_under_ddp(tmp_path: Path, nursery: Nursery, stage: int) -> None:
+    """Batch normalisation, whose running mean a skipped step must not keep."""
+    finish(start(nursery, tmp_path / "ddp", SKIPS, "fragile"))
+    finish(start(nursery, tmp_path / "zero", {**SKIPS, **zero(stage)}, "fragile"))
+    ours, theirs = (
+        [(line["step"], line["skipped_steps"], "grad_norm" in line) for line in found if line["kind"] == "train"]
+        for found in (lines(tmp_path / name / "metrics.jsonl") for name in ("zero", "ddp"))
+    )
+    assert ours == theirs
+    for step in range(1, 9):
+        torch.testing.assert_close(at(tmp_path / "zero", step).weights, at(tmp_path / "ddp", step).weights)
+
+
+CROSSINGS = {
+    "zero 3 to one process": (zero(3), 2, {"deepspeed": {"enabled": False}}, 1),
+    "one process to zero 3": ({}, 1, zero(3), 2),
+    "zero 1 to zero 3": (zero(1), 2, zero(3), 2),
+    "zero 2, offload to zero 0 of one": (zero(2, cpu_offload=True), 2, zero(0), 1),
+}
+
+
+@pytest.mark.parametrize("crossing", CROSSINGS)
+def test_a_run_goes_on_in_another_way(alike: Path, tmp_path: Path, nursery: Nursery, crossing: str) -> None:
+    """From within the first stage, over the border of the second."""
+    before, world, after, other = CROSSINGS[crossing]
+    finish(start(nursery, tmp_path / "first", {**STILL, **before}, "toy in stages", world=world))
+    cut(tmp_path / "first", tmp_path / "second", 3)
+    finish(start(nursery, tmp_path / "second", {**STILL, **after}, "toy in stages", world=other))
+    assert_close(tmp_path / "second", alike / "one", 10)
+
+
+def test_a_kill_in_a_save_costs_nothing(tmp_path: Path, nursery: Nursery) -> None:
+    config = {**EACH_STEP, "train": {"steps": 8}, **zero(3)}
+    kill = "if rank == 0: before(checkpoint, 'save', 3, lambda: before(os, 'fsync', 3, send(9)))"
+    groups = start(nursery, tmp_path / "whole", config), start(nursery, tmp_path / "killed", config, first=kill)
+    finish(groups[0])
+    assert groups[1].codes() == [-9, 1]
+    assert groups[1].said(1).endswith(f"; `sensorium resume {tmp_path / 'killed'}` continues")
+    assert (tmp_path / "killed/checkpoints/.step_00000003.tmp").is_dir()
+    finish(start(nursery, tmp_path / "killed", config))
+    assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("family", families.names())
+def test_every_family_can_be_divided(tmp_path: Path, nursery: Nursery, family: str) -> None:
+    """Validation between the steps included, also for contrastive losses in chunks; in stage 3 resumed. Stage 0 divides
+    nothing; unlike DDP it has a gradient of zero where a step has none."""
+    config = {
+        **QUIET,
+        "train": {"steps": 4},
+        "checkpoint": {"every_steps": 1, "keep": 50},
+        "evaluate": {"every_steps": 2},
+    }
+    whole = {name: zero(stage) for name, stage in (("nothing", 0), ("two", 2), ("three", 3))}
+    del whole["three"]["deepspeed"]["config"]["zero_optimization"]["stage3_param_persistence_threshold"]
+    for name, settings in whole.items():
+        finish(start(nursery, tmp_path / name, {**config, **settings}, family))
+    for name in ("two", "three"):
+        assert_close(tmp_path / name, tmp_path / "nothing", 4, 1e-4, 2e-3)
+    cut(tmp_path / "three", tmp_path / "part", 2)
+    finish(start(nursery, tmp_path / "part", {**config, **whole["three"]}, family))
+    assert (tmp_path / "part/metrics.jsonl").read_bytes() == (tmp_path / "three/metrics.jsonl").read_bytes()
+    torch.testing.assert_close(at(tmp_path / "part", 4).weights, at(tmp_path / "three", 4).weights, rtol=0, atol=0)

@@ -114,9 +114,7 @@ class Backend:
         divided = "" if self._deepspeed is None else f", DeepSpeed ZeRO {self._deepspeed[1].zero_stage}"
         precision = self.precision_note or self.precision
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return (
-            f"{name}, {self.world} process{'es' * (self.world > 1)}, {precision}{divided}"
-        )
+        return f"{name}, {self.world} process{'es' * (self.world > 1)}, {precision}{divided}"
 
     def prepare(
         self,
@@ -146,7 +144,7 @@ class Backend:
         stage, batch = settings.zero_stage, (share.rows, share.micro_batches)
         rest = settings.config if isinstance(settings.config, dict) else {}
         config = zero_json.for_deepspeed(rest, stage, settings.cpu_offload, self._clip, batch)
-        return zero.Plan(module, config, self.device, self.is_main, self.autocast, self.from_main)
+        return zero.Plan(module, config, self._clip, self.device, self.is_main, self.autocast, self.from_main)
 
     def release(self) -> None:
         """The task is to be a plain one: another stage begins, or training is over."""

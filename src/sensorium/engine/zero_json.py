@@ -114,7 +114,7 @@ def for_deepspeed(
         **{key: value for key, value in rest.items() if key in _HANDED_ON},
         "train_micro_batch_size_per_gpu": batch[0],
         "gradient_accumulation_steps": batch[1],
-        "gradient_clipping": clip or 0.0,
+        "gradient_clipping": clip or 0.0 if stage else 0.0,  # in stage 0 it is left to us
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
