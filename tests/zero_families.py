@@ -1,5 +1,5 @@
-"""A toy family that is hard to divide: frozen weights in bf16, weights of the task itself, one without dimension, weights that are changed
-after each step, a buffer that each process fills with its own samples."""
+"""A toy family that is hard to divide: frozen weights in bf16, weights of the task itself, one without dimension,
+weights that are changed after each step, a buffer that each process fills with its own samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DividedTask(ToyTask):
     def __init__(self, model: ToyModel) -> None:
         super().__init__(model)
         self.frozen.to(torch.bfloat16)
-        self.scale = nn.Parameter(torch.ones(3))
+        self.scale = nn.Parameter(torch.ones(24))
         self.bias = nn.Parameter(torch.zeros(()))
         self.register_buffer("mean", torch.zeros(4))
 

@@ -69,7 +69,8 @@ def train(
     (Interrupted, 130) save and stop, SIGUSR1 saves; see docs/determinism.md for what they do outside of the steps.
     """
     # Say now what is missing, not after the data were encoded.
-    optim.require(config.optim, divided=zero.wanted(config.deepspeed))
+    optim.require(config.optim)
+    zero.require(config.deepspeed, config.optim.name, family.accumulation)
     tracking.require(config.track)
     with Backend(config.train, f"; {_again(folder)}", config.deepspeed) as backend, _stoppable(folder) as stop:
         started = configuration.flat(config) | rundir.versions() | {"resume": resume}

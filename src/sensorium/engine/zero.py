@@ -39,6 +39,20 @@ def wanted(settings: DeepSpeed) -> bool:
     return settings.enabled
 
 
+def require(settings: DeepSpeed, optimizer: str, accumulation: str) -> None:
+    """Raise ConfigError when the run would train with DeepSpeed and cannot."""
+    if not wanted(settings):
+        return
+    if optimizer == "adamw8bit":
+        raise ConfigError("optim.name adamw8bit does not go with DeepSpeed; use adamw, or deepspeed.enabled=false")
+    if settings.zero_stage == 3 and accumulation == "inside-task":
+        # Its weights are let go after the chunk that used them, and are then missing where chunks are added up.
+        raise ConfigError(
+            "deepspeed.zero_stage 3 does not go with this family, whose loss looks at all rows of a step at once; "
+            "2 divides all but the weights"
+        )
+
+
 def load(cpu: bool) -> ModuleType:
     """DeepSpeed, so that it builds nothing and says little. Raises ConfigError when it is not installed."""
     if cpu:
