@@ -32,9 +32,9 @@ pytestmark = [
 ]
 
 FIRST = """
-from sensorium.engine import settings, zero
+from sensorium.engine import settings, zero_start
 from sensorium import families
-zero.load(cpu=True)
+zero_start.load(cpu=True)
 from toy_variants import FAMILIES, scaled
 from zero_families import DIVIDED
 """

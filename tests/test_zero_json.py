@@ -13,7 +13,7 @@ from toy_variants import FRAGILE
 
 from sensorium import config as configuration
 from sensorium import launched
-from sensorium.engine import settings, zero, zero_json
+from sensorium.engine import settings, zero_json, zero_start
 from sensorium.errors import ConfigError
 
 GUIDE = {
@@ -150,26 +150,26 @@ def test_the_batch_of_the_json_is_that_of_the_run() -> None:
 
 def test_when_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, given = settings.DeepSpeed(), settings.DeepSpeed(config={})
-    assert not zero.wanted(plain)
-    assert zero.wanted(given)
-    assert not zero.wanted(given.model_copy(update={"enabled": False}))
-    assert zero.wanted(plain.model_copy(update={"enabled": True}))
+    assert not zero_start.wanted(plain)
+    assert zero_start.wanted(given)
+    assert not zero_start.wanted(given.model_copy(update={"enabled": False}))
+    assert zero_start.wanted(plain.model_copy(update={"enabled": True}))
     assert launched.words(["--local_rank=0", "a=b"]) == ["--local_rank=0", "a=b"]
     monkeypatch.setenv("CROSS_SIZE", "1")
-    assert zero.wanted(plain)
+    assert zero_start.wanted(plain)
     assert launched.words(["--local_rank=0", "a=b", "--local-rank=1"]) == ["a=b"]
 
 
 def test_what_cannot_be_divided_is_refused() -> None:
-    zero.require(settings.DeepSpeed(zero_stage=3), "adamw8bit", "inside-task")  # it is not used
-    zero.require(settings.DeepSpeed(zero_stage=3, enabled=True), "adamw", FRAGILE.accumulation)
+    zero_start.require(settings.DeepSpeed(zero_stage=3), "adamw8bit", "inside-task")  # it is not used
+    zero_start.require(settings.DeepSpeed(zero_stage=3, enabled=True), "adamw", FRAGILE.accumulation)
     with pytest.raises(ConfigError, match="adamw8bit does not go with DeepSpeed"):
-        zero.require(settings.DeepSpeed(enabled=True), "adamw8bit", "sum")
+        zero_start.require(settings.DeepSpeed(enabled=True), "adamw8bit", "sum")
     with pytest.raises(ConfigError, match="zero_stage 3 does not go with this family"):
-        zero.require(settings.DeepSpeed(zero_stage=3, enabled=True), "adamw", "inside-task")
+        zero_start.require(settings.DeepSpeed(zero_stage=3, enabled=True), "adamw", "inside-task")
 
 
 def test_without_deepspeed_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(ConfigError, match=r"DeepSpeed is not installed: pip install 'sensorium\[deepspeed\]', or set"):
-        zero.load(cpu=True)
+        zero_start.load(cpu=True)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from sensorium import config as configuration
-from sensorium.engine import checkpoint, optim, rundir, signals, tracking, zero
+from sensorium.engine import checkpoint, optim, rundir, signals, tracking, zero_start
 from sensorium.engine import evaluate as evaluation
 from sensorium.engine.backend import Backend
 from sensorium.engine.contract import Batch, Begin, Evaluation, Family, Listener, Output, Saved, Source
@@ -70,7 +70,7 @@ def train(
     """
     # Say now what is missing, not after the data were encoded.
     optim.require(config.optim)
-    zero.require(config.deepspeed, config.optim.name, family.accumulation)
+    zero_start.require(config.deepspeed, config.optim.name, family.accumulation)
     tracking.require(config.track)
     with Backend(config.train, f"; {_again(folder)}", config.deepspeed) as backend, _stoppable(folder) as stop:
         started = configuration.flat(config) | rundir.versions() | {"resume": resume}
