@@ -227,7 +227,8 @@ def test_contrastive_losses_in_chunks(tmp_path: Path, nursery: Nursery, family: 
     config = {**QUIET, "train": {"steps": 3}, "evaluate": {"every_steps": 2}}
     runs = {stage: start(nursery, tmp_path / str(stage), {**config, **zero(stage)}, family) for stage in (0, 3)}
     finish(runs[0], start(nursery, tmp_path / "2", {**config, **zero(2)}, family))
-    assert_close(tmp_path / "2", tmp_path / "0", 3, 1e-4, 2e-3)
+    # Where a gradient is rounding alone, a step of Adam is as large as any other.
+    assert_close(tmp_path / "2", tmp_path / "0", 3, 1e-4, 2e-2)
     assert runs[3].codes() == [2, 2]
     assert runs[3].said(0).startswith("error: deepspeed.zero_stage 3 does not go with this family")
     assert not (tmp_path / "3").exists()
@@ -255,7 +256,9 @@ def test_the_loss_scale_of_fp16(tmp_path: Path, nursery: Nursery, stage: int, sc
     scales = [at(run, step).state["scaler"]["scale"] for step in range(1, 13)]
     assert scales == expected_scales(scale, counts)
     assert 1 < counts[-1] < 9
-    torch.testing.assert_close(at(run, 1).weights["head.weight"], at(run, counts[-1] - 1).weights["head.weight"])
+    for step in range(2, 13):
+        same = torch.equal(at(run, step - 1).weights["head.weight"], at(run, step).weights["head.weight"])
+        assert same == (counts[step - 2] < counts[step - 1])
     cut(run, tmp_path / "part", 6)
     finish(start(nursery, tmp_path / "part", config, "toy", first=scaled))
     assert at(tmp_path / "part", 12).state == at(run, 12).state

@@ -13,7 +13,7 @@ from toy_variants import FRAGILE
 
 from sensorium import config as configuration
 from sensorium import launched
-from sensorium.engine import settings, zero_json, zero_start
+from sensorium.engine import check, settings, zero_json, zero_start
 from sensorium.errors import ConfigError
 
 GUIDE = {
@@ -173,3 +173,12 @@ def test_without_deepspeed_there_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(ConfigError, match=r"DeepSpeed is not installed: pip install 'sensorium\[deepspeed\]', or set"):
         zero_start.load(cpu=True)
+
+
+def test_the_check_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    for content, problems in (({}, 1), (None, 0)):
+        this = check._Check(TOY, toy_config({"deepspeed": {"config": content}}), tmp_path, check.Report(), True)
+        check._deepspeed(this)
+        assert len(this.report.problems) == problems
+        assert [row.item for row in this.report.rows] == ["deepspeed"] * problems

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """``config``: what DeepSpeed gets. ``clip``: the largest norm of a gradient. ``autocast``: the
-    precision of the forward pass. ``from_main``: what the main
-    process computes, on every process."""
+    """``config``: what DeepSpeed gets. ``clip``: the largest norm of a gradient. ``autocast``: the precision of the
+    forward pass. ``from_main``: what the main process computes, on every process."""
 
     deepspeed: ModuleType
     config: Mapping[str, Any]
