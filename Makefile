@@ -1,5 +1,6 @@
 # make demo   from nothing to a trained model, a search that works and a report
 # make test   lint and every test
+# make test-deepspeed   the tests that need DeepSpeed, which `make test` passes over by name
 # make lint   format, rules, types, layers, limits
 # make docs   write docs/config.md anew from the configuration models
 #
@@ -15,7 +16,7 @@ INSTALL := $(BIN)/python -m pip install --compile --constraint constraints.txt
 DEMO_PACKAGES = $$($(BIN)/python -c 'import tomllib; \
 	print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["demo"])')
 
-.PHONY: demo test lint docs
+.PHONY: demo test test-deepspeed lint docs
 
 demo: $(VENV)/.demo
 	$(BIN)/sensorium demo
@@ -23,6 +24,9 @@ demo: $(VENV)/.demo
 # One process and one thread a core; a file's tests stay together, as they share what is dear to make.
 test: lint $(VENV)/.demo
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
+test-deepspeed: $(VENV)/.deepspeed
+	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/pytest -m deepspeed
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -47,6 +51,11 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/.python
 
 $(VENV)/.dev: $(VENV)/.core
 	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+# Nothing of it is built, neither now nor when it runs.
+$(VENV)/.deepspeed: $(VENV)/.dev
+	DS_BUILD_OPS=0 $(INSTALL) --editable '.[deepspeed]'
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.core

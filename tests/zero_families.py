@@ -1,5 +1,5 @@
-"""A toy family that is hard to divide: frozen weights in bf16, a weight of the task itself, weights that are changed
-after each step, a buffer that each process fills with its own samples."""
+"""A toy family that is hard to divide: frozen weights in bf16, weights of the task itself, one without dimension,
+weights that are changed after each step, a buffer that each process fills with its own samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class DividedTask(ToyTask):
     def __init__(self, model: ToyModel) -> None:
         super().__init__(model)
         self.frozen.to(torch.bfloat16)
-        self.scale = nn.Parameter(torch.ones(3))
+        self.scale = nn.Parameter(torch.ones(24))
+        self.bias = nn.Parameter(torch.zeros(()))
         self.register_buffer("mean", torch.zeros(4))
 
     def predict(self, batch: Batch) -> Tensor:
@@ -27,7 +28,7 @@ class DividedTask(ToyTask):
         if self.training:
             self.mean.lerp_(x_BD.mean(0), 0.1)
         shown = self.frozen(x_BD.bfloat16()).float() + 0.01 * self.mean
-        return self.head(self.body(x_BD + shown)).squeeze(1) * self.scale.mean()
+        return self.head(self.body(x_BD + shown)).squeeze(1) * self.scale.mean() + self.bias
 
 
 def _task(config: settings.RunConfig, facts: Mapping[str, Any]) -> nn.Module:
@@ -42,6 +43,7 @@ def _clamp(task: nn.Module, step: int) -> None:
     assert isinstance(task, DividedTask)
     task.head.weight.clamp_(-0.2, 0.2)
     task.scale.clamp_(0.9, 1.0)
+    task.bias.clamp_(-0.01, 0.01)
 
 
 DIVIDED = replace(
@@ -50,6 +52,6 @@ DIVIDED = replace(
     after_step=_clamp,
     stages=lambda config: (
         Stage("head", share=0.5, trainable=("head.*",)),
-        Stage("all", share=0.5, trainable=("body.*", "head.*", "scale"), lr_scale=0.5),
+        Stage("all", share=0.5, trainable=("body.*", "head.*", "scale", "bias"), lr_scale=0.5),
     ),
 )

@@ -27,7 +27,7 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
-from sensorium.engine import optim, ranks, signals, zero, zero_json
+from sensorium.engine import optim, ranks, signals, zero, zero_json, zero_start
 from sensorium.engine.contract import Batch, Host, Output
 from sensorium.engine.order import Share
 from sensorium.engine.settings import DeepSpeed, Train
@@ -56,8 +56,8 @@ class Backend:
             raise ConfigError("train.device is cuda, but no GPU is visible; use cpu or auto")
         cpu = settings.device == "cpu" or not torch.cuda.is_available()
         self.precision, self.precision_note = usable_precision(settings.precision, cpu)
-        used = deepspeed is not None and zero.wanted(deepspeed)
-        self._deepspeed = (zero.load(cpu), deepspeed) if deepspeed is not None and used else None
+        used = deepspeed is not None and zero_start.wanted(deepspeed)
+        self._deepspeed = (zero_start.load(cpu), deepspeed) if deepspeed is not None and used else None
         asked_world = int(os.environ.get("WORLD_SIZE", "1"))
         # The state is a process-wide singleton; a second run in one process may want another precision.
         AcceleratorState._reset_state(reset_partial_state=asked_world == 1)
@@ -92,7 +92,7 @@ class Backend:
         self._zero: zero.Zero | None = None
         self._roll = ranks.Roll(self.rank, self.world) if self.world > 1 else None
         if self._deepspeed is not None and not torch.distributed.is_initialized():
-            zero.open_group(cpu)
+            zero_start.open_group(cpu)
 
     def _notes(self, asked: DeepSpeed | None, train: Train) -> list[str]:
         """What to say of settings without effect. Raises ConfigError for a batch that is not the run's."""
@@ -152,7 +152,7 @@ class Backend:
         stage, batch = settings.zero_stage, (share.rows, share.micro_batches)
         rest = settings.config if isinstance(settings.config, dict) else {}
         config = zero_json.for_deepspeed(rest, stage, settings.cpu_offload, self._clip, batch)
-        return zero.Plan(module, config, self.device, self.is_main, self.autocast, self.from_main)
+        return zero.Plan(module, config, self._clip, self.device, self.is_main, self.autocast, self.from_main)
 
     def release(self) -> None:
         """The task is to be a plain one: another stage begins, or training is over."""
@@ -313,7 +313,7 @@ class Backend:
         self._accelerator.free_memory()
         gc.collect()
         if self._deepspeed is not None:
-            zero.close_group(self._deepspeed[0])
+            zero_start.close_group(self._deepspeed[0])
         else:
             torch.distributed.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from sensorium import config as configuration
-from sensorium.engine import launch, rundir, zero
+from sensorium.engine import launch, rundir, zero_start
 from sensorium.engine.backend import Backend
 from sensorium.engine.check_memory import Memory, reset_peak, small_batches, usable
 from sensorium.engine.check_trial import Trial, Trials, reload_differences, resume_difference, validate
@@ -143,10 +143,10 @@ def _processes(this: _Check) -> int:
 def _deepspeed(this: _Check) -> None:
     """Where the run will use DeepSpeed: whether it is there. What is tried here is tried without it."""
     settings = this.config.deepspeed
-    if not zero.wanted(settings):
+    if not zero_start.wanted(settings):
         return
     try:
-        version = zero.load(not torch.cuda.is_available()).__version__
+        version = zero_start.load(not torch.cuda.is_available()).__version__
     except ConfigError as error:
         this.report.add("deepspeed", "not installed", str(error))
         return

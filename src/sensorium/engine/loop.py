@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from sensorium import config as configuration
-from sensorium.engine import checkpoint, optim, rundir, signals, tracking, zero
+from sensorium.engine import checkpoint, optim, rundir, signals, tracking, zero_start
 from sensorium.engine import evaluate as evaluation
 from sensorium.engine.backend import Backend
 from sensorium.engine.contract import Batch, Begin, Evaluation, Family, Listener, Output, Saved, Source
@@ -71,7 +71,8 @@ def train(
     (Interrupted, 130) save and stop, SIGUSR1 saves; see docs/determinism.md for what they do outside of the steps.
     """
     # Say now what is missing, not after the data were encoded.
-    optim.require(config.optim, divided=zero.wanted(config.deepspeed))
+    optim.require(config.optim)
+    zero_start.require(config.deepspeed, config.optim.name, family.accumulation)
     tracking.require(config.track)
     advice = f"; {_again(folder)}"
     processes = Backend(config.train, advice, config.deepspeed, whole_gradient=family.whole_gradient)

@@ -87,11 +87,9 @@ def require_groups(
             raise ConfigError(f"optim.groups: no parameter group {pattern!r}; the model has: {', '.join(names)}")
 
 
-def require(settings: Optim, *, divided: bool = False) -> None:
-    """Raise ConfigError when the optimizer cannot be had on this machine, or its state cannot be ``divided``."""
+def require(settings: Optim) -> None:
+    """Raise ConfigError when the optimizer cannot be had on this machine."""
     if settings.name == "adamw8bit":
-        if divided:
-            raise ConfigError("optim.name adamw8bit does not go with DeepSpeed; use adamw, or deepspeed.enabled=false")
         _adamw8bit()
 
 

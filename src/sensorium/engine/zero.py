@@ -6,10 +6,7 @@ run: a checkpoint is that of a plain run, by parameter name, and either continue
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,72 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from sensorium import launched
 from sensorium.engine import optim
 from sensorium.engine.contract import Batch, Output
-from sensorium.engine.settings import DeepSpeed
-from sensorium.errors import CheckpointError, ConfigError
+from sensorium.errors import CheckpointError
 from sensorium.files import disk, told
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-_SHARED_MEMORY = "deepspeed_shm_comm"
-
-
-def wanted(settings: DeepSpeed) -> bool:
-    """Whether a run of these settings, started as this process was, trains with DeepSpeed."""
-    if settings.enabled == "auto":
-        return settings.config is not None or launched.by_deepspeed()
-    return settings.enabled
-
-
-def load(cpu: bool) -> ModuleType:
-    """DeepSpeed, so that it builds nothing and says little. Raises ConfigError when it is not installed."""
-    if cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # also on a machine with a GPU
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            import deepspeed as module
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] != "deepspeed":
-                raise ConfigError(f"deepspeed: cannot be used without {error.name}: pip install {error.name}") from None
-            advice = "pip install 'sensorium[deepspeed]', or set deepspeed.enabled=false"
-            raise ConfigError(f"deepspeed.enabled: DeepSpeed is not installed: {advice}") from None
-        # Compiled for a minute when first used on a CPU, for inference alone.
-        deepspeed: ModuleType = module
-        deepspeed.ops.__compatible_ops__[_SHARED_MEMORY] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # It calls torch by names that newer versions of torch replace.
-    warnings.filterwarnings("ignore", r".*torch\.distributed\.\w+", FutureWarning, r"torch\.distributed\.c10d_logger")
-    return deepspeed
-
-
-def open_group(cpu: bool) -> None:
-    """What a launcher would have done for a process that is alone; DeepSpeed would look for MPI."""
-    os.environ["LOCAL_RANK"] = "0"
-    store = HashStore()
-    torch.distributed.init_process_group("gloo" if cpu else "nccl", store=store, rank=0, world_size=1)
-
-
-def close_group(deepspeed: ModuleType) -> None:
-    """Let DeepSpeed begin anew when it is used again in this process, with another process group."""
-    if "RANK" not in os.environ:
-        os.environ.pop("LOCAL_RANK", None)
-    deepspeed.comm.destroy_process_group()
-    deepspeed.comm.comm.cdb = None
-
 
 @dataclass(frozen=True)
 class Plan:
-    """``config``: what DeepSpeed gets. ``autocast``: the precision of the forward pass. ``from_main``: what the main
-    process computes, on every process."""
+    """``config``: what DeepSpeed gets. ``clip``: the largest norm of a gradient. ``autocast``: the precision of the
+    forward pass. ``from_main``: what the main process computes, on every process."""
 
     deepspeed: ModuleType
     config: Mapping[str, Any]
+    clip: float | None
     device: torch.device
     is_main: bool
     autocast: Callable[[], AbstractContextManager[Any]]
@@ -117,16 +66,29 @@ class Zero:
         self._before = _attributes(task)
         self._begins = True  # the next micro-batch is the first of its step
         self._cover()
-        if plan.stage == 3:  # moves and divides one parameter after the other
-            plan.deepspeed.zero.Init(module=task, config_dict_or_path=dict(plan.config))
-            for name, buffer in task.named_buffers():
-                _owner(task, name)._buffers[name.rpartition(".")[2]] = buffer.to(plan.device)
+        # DeepSpeed cannot send what has no dimension.
+        scalar: list[Any] = [parameter for parameter in task.parameters() if not parameter.ndim]
+        for parameter in scalar:
+            parameter.ds_optim_param = True  # not to be sent: the processes begin alike
+        if plan.stage == 3:
+            self._divide(scalar)
         self.engine, self._optimizer, _, _ = plan.deepspeed.initialize(
             model=task, optimizer=optimizer, config=dict(plan.config), dist_init_required=False
         )
         if self.engine.zero_optimization_stage() != plan.stage:
             raise RuntimeError(f"DeepSpeed runs stage {self.engine.zero_optimization_stage()}, not {plan.stage}")
         self._import(state, scalars, shapes)
+
+    def _divide(self, scalar: Sequence[Any]) -> None:
+        """Move and divide one parameter after the other."""
+        for parameter in scalar:
+            parameter.data = parameter.data.reshape(1)
+        self._plan.deepspeed.zero.Init(module=self._task, config_dict_or_path=dict(self._plan.config))
+        for parameter in scalar:
+            parameter.ds_shape = torch.Size()
+        for module in self._task.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = buffer.to(self._plan.device)
 
     # Training
 
@@ -177,11 +139,13 @@ class Zero:
         return norm, moved
 
     def _step_alone(self, factor: float) -> tuple[float, bool]:
-        """Stage 0: each process holds all gradients; DeepSpeed clips them."""
+        """Stage 0: each process holds all gradients, and clips them as a plain run does."""
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
         norm = float(torch.nn.utils.get_total_norm(gradients))
-        moved = norm - norm == 0.0
+        moved, clip = norm - norm == 0.0, self._plan.clip
+        if moved and clip is not None and norm > clip:
+            torch._foreach_mul_(gradients, clip / (norm + 1e-6))
         if moved:
             self.engine.step()
         self._base.zero_grad()
@@ -225,6 +189,8 @@ class Zero:
         gather = self._plan.deepspeed.zero.GatheredParameters
         with gather(parameters, modifier_rank=0 if changed else None):
             yield
+            for parameter in parameters if changed else ():
+                parameter.data = parameter.data.reshape(parameter.shape or 1)
         offload._register_deepspeed_module(self._task)
 
     def weights(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -361,10 +327,6 @@ def _report(scaler: torch.amp.GradScaler, moved: bool, device: torch.device) -> 
     probe.grad = torch.full((), 0.0 if moved else float("inf"), device=device)
     scaler.unscale_(torch.optim.SGD([probe]))
     scaler.update()
-
-
-def _owner(task: nn.Module, name: str) -> nn.Module:
-    return task.get_submodule(name.rpartition(".")[0])
 
 
 @dataclass(frozen=True)

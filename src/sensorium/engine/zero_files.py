@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sensorium.engine import zero
+from sensorium.engine import zero_start
 from sensorium.errors import CheckpointError, ConfigError
 
 
@@ -18,7 +18,7 @@ def whole(folder: Path) -> dict[str, Tensor]:
     """fp32 weights by name, put together by DeepSpeed's own conversion, which reads pickles: of a folder that one's own
     training wrote. Raises CheckpointError, also where DeepSpeed is not installed."""
     try:
-        module = zero.load(not torch.cuda.is_available())
+        module = zero_start.load(not torch.cuda.is_available())
     except ConfigError:
         raise CheckpointError(
             f"{folder}: weights that ZeRO 3 divided are put together by DeepSpeed: pip install 'sensorium[deepspeed]'"

@@ -51,6 +51,7 @@ IDLE = {
     "zero_allow_untested_optimizer": "it is always on",
     "zero_force_ds_cpu_optimizer": "the engine's own optimizer is used",
 }
+_PRECISIONS = ("bf16", "fp16")
 _SCHEDULES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 
 
@@ -78,6 +79,9 @@ def translate(content: Mapping[str, Any]) -> tuple[list[Said], dict[str, Any]]:
     if problems:
         raise ConfigError("\n".join(["deepspeed.config:", *(f"  {problem}" for problem in problems)]))
     rest = {key: value for key, value in given.items() if key in (*_HANDED_ON, *_BATCH, *IDLE)}
+    for name in _PRECISIONS:
+        rest[name] = {key: value for key, value in rest.get(name, {}).items() if key != "enabled"}
+    rest = {key: value for key, value in rest.items() if value != {}}
     zero = {key: value for key, value in given.get("zero_optimization", {}).items() if key in _ZERO}
     return said, rest | ({"zero_optimization": zero} if zero else {})
 
@@ -114,7 +118,7 @@ def for_deepspeed(
         **{key: value for key, value in rest.items() if key in _HANDED_ON},
         "train_micro_batch_size_per_gpu": batch[0],
         "gradient_accumulation_steps": batch[1],
-        "gradient_clipping": clip or 0.0,
+        "gradient_clipping": clip or 0.0 if stage else 0.0,  # in stage 0 it is left to us
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -175,7 +179,7 @@ def _section(given: Mapping[str, Any], key: str, problems: list[str]) -> Mapping
 
 
 def _precision(given: Mapping[str, Any], problems: list[str]) -> list[Said]:
-    wanted = [name for name in ("bf16", "fp16") if _section(given, name, problems).get("enabled") is True]
+    wanted = [name for name in _PRECISIONS if _section(given, name, problems).get("enabled") is True]
     if len(wanted) == 2:
         problems.append("bf16 and fp16 are both enabled; choose one")
     return [Said(f"{name}.enabled", "train.precision", name) for name in wanted[:1]]
