@@ -248,8 +248,7 @@ class FolderSearcher(Searcher, Protocol):
 
 @dataclass(frozen=True)
 class Looked:
-    """A file to be asked about, as ``Answerer.answer_file`` takes it: a time or FROM/TO, a box of west, south, east and
-    north in degrees, and a table of which variable of the file is which; None: whatever the file says itself."""
+    """A file to be asked about; a time or FROM/TO, west, south, east and north, a table of its variables, if given."""
 
     path: Path
     time: str | None = None
@@ -259,8 +258,7 @@ class Looked:
 
 @dataclass(frozen=True)
 class Answered:
-    """``text``; ``without``: what is answered to the question alone, where that was asked for, too; ``picture``: a PNG
-    of what was looked at; ``notes``: what was assumed of it."""
+    """``without``: what is answered to the question alone; ``picture``: a PNG of the field; ``notes``: assumptions."""
 
     text: str
     without: str | None = None
@@ -375,8 +373,7 @@ class Family:
     alarm.
     ``exports``: by format, what writes the trained model into a new folder and returns a line about it.
     ``profile(config, meter)``: what the family's models cost, side by side; None where it has no such comparison.
-    ``whole_gradient``: whether every parameter that a stage trains has a gradient in each step. One that has none then
-    ends a run of several processes; else it would stay what it was, seen by nobody.
+    ``whole_gradient``: every parameter that a stage trains has a gradient in each step, or ends a run of several ranks.
     ``accumulation``: "sum" if the mean over micro-batches is the right loss. "inside-task" if it is not (contrastive):
     the task then gets all rows of the step at once and divides them itself (``parts/chunks.py``).
     """
