@@ -37,7 +37,7 @@ def _gallery(result: Result, gallery: Gallery, media: Media) -> str:
 
 def _tally(gallery: Gallery) -> str:
     judged = [card for card in gallery.cards if any(hit.right is not None for hit in card.found)]
-    if not judged:
+    if not judged or gallery.large:  # what stands below a large picture is no ranking
         return ""
     right = sum(1 for card in judged if card.found[0].right)
     return f" · {right} of {len(judged)} right in first place"

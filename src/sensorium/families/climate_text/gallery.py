@@ -13,7 +13,7 @@ from sensorium.engine.contract import Card, Gallery, Shown
 from sensorium.families.climate_text.data import EvalSource, Part
 from sensorium.families.climate_text.maps import FieldMap, draw
 
-LAND = "FRLAND"
+LAND, ANOMALY = "FRLAND", "standard deviations"  # the latter is the unit of imported anomalies
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,12 @@ def field_map(part: Part, row: int, answer: str) -> FieldMap:
         land = sample.static[part.layout.static.index(LAND)].numpy()
     when = f", {time_text(sample.times[-1])[:16]}" if len(sample.times) else ""
     where = f", {entry.location}" if entry.location else ""
-    departure = sample.climatology is not None
+    unit = part.layout.units.get(name, known.unit if known is not None else "")
+    departure = sample.climatology is not None or unit == ANOMALY
     facts = entry.facts or {}
     return FieldMap(
         title=f"{label}{where}{when}" + (", departure from normal" if departure else ""),
-        unit=part.layout.units.get(name, known.unit if known is not None else ""),
+        unit=unit,
         values=values.numpy(),
         lat=sample.lat,
         lon=sample.lon,

@@ -6,6 +6,7 @@ Legend: H rows from the south, W columns from the west, [h, w] windows of the fi
 from __future__ import annotations
 
 import io
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,7 @@ def _field(figure: Any, axes: Any, field: FieldMap) -> None:
         colours = {"cmap": "RdBu_r", "vmin": -most, "vmax": most}
     image = _panel(axes, field, field.values, colours)
     figure.colorbar(image, ax=axes, shrink=0.85).set_label(field.unit, fontsize=8)
-    axes.set_title(field.title, fontsize=9)
+    axes.set_title("\n".join(textwrap.wrap(field.title, 56)), fontsize=8)
     if field.land is not None and field.land.min() < _LAND < field.land.max():
         axes.contour(field.lon, field.lat, field.land, levels=[_LAND], colors="#444444", linewidths=0.8)
     for name, colour, style, word in ((field.true, _TRUE, "-", "true"), (field.told, _TOLD, "--", "answer")):
