@@ -1,5 +1,6 @@
 """A toy family that is hard to divide: frozen weights in bf16, weights of the task itself, one without dimension,
-weights that are changed after each step, a buffer that each process fills with its own samples."""
+weights that are changed after each step, a buffer that each process fills with its own samples, micro-batches of
+different weight."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from helpers import TOY, ToyModel, ToyTask
 from torch import Tensor, nn
 
 from sensorium.engine import settings
-from sensorium.engine.contract import Batch, Stage
+from sensorium.engine.contract import Batch, Output, Stage
 
 
 class DividedTask(ToyTask):
@@ -22,6 +23,12 @@ class DividedTask(ToyTask):
         self.scale = nn.Parameter(torch.ones(24))
         self.bias = nn.Parameter(torch.zeros(()))
         self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, batch: Batch) -> Output:
+        counted_B = (batch["x"][:, 0] > 0).float() + 0.5
+        error_B = (self.predict(batch) - batch["y"]) ** 2
+        loss = (error_B * counted_B).sum() / counted_B.sum()
+        return Output(loss, {"largest": error_B.max().detach()}, float(counted_B.sum()))
 
     def predict(self, batch: Batch) -> Tensor:
         x_BD = batch["x"]
