@@ -157,4 +157,4 @@ def read(folder: Path) -> Portable:
 
 def read_any(path: Path) -> Portable:
     """A folder of this kind, or a ``.pt`` file. Raises CheckpointError."""
-    return read(path) if path.is_dir() else portable.read_pt(path)
+    return read(path) if is_one(path) else portable.read_pt(path)

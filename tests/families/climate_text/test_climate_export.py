@@ -294,4 +294,4 @@ def test_an_export_holds_one_shard_and_not_the_source(tmp_path: Path) -> None:
 
     assert peak(lambda: export_encoder(source, tmp_path / "small", shard=4_000_000)) < encoder / 2
     assert peak(lambda: export_encoder(source, tmp_path / "one")) > encoder  # the negative twins: all at once
-    assert peak(lambda: torch.load(source, weights_only=True)) > encoder + 30_000_000  # and not mapped
+    assert peak(lambda: torch.load(source, weights_only=True)) > encoder + 10_000_000  # and not mapped

@@ -26,6 +26,7 @@ FAMILY = families.load("climate_text")
 QUESTION = "Where is the strongest anomaly?"
 CHANGES = {
     "data": {"evaluation": {"max_new_tokens": 12, "answers": 2, "maps": 0}},
+    "seed": 3,
     "train": {"steps": 2, "device": "cpu"},
     "track": {"tensorboard": False},
 }
