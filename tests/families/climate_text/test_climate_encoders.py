@@ -29,6 +29,7 @@ from sensorium.families.climate_text.tokens import (
     pool_windows,
     token_window,
     window_centres,
+    within_code,
 )
 
 SHAPE = PrithviShape(WIDTH, BLOCKS, HEADS, MLP)
@@ -370,6 +371,16 @@ def vit(**changes: object) -> GridVit:
 
 def small_field(**changes: object) -> dict[str, Tensor]:
     return make_field(channels=3, static=1, **changes)  # type: ignore[arg-type]
+
+
+def test_the_place_in_a_field_is_told_whatever_its_degrees() -> None:
+    lat, lon = torch.tensor([[-10.0, -10.0, 30.0, 30.0]]), torch.tensor([[170.0, 200.0, 170.0, 200.0]])
+    code = within_code(lat, lon)
+    torch.testing.assert_close(within_code(lat * 2 + 7, lon / 3), code)
+    assert torch.cdist(code[0], code[0]).fill_diagonal_(9).min() > 0.9
+    torch.testing.assert_close(code[0, 0, :6], torch.zeros(6))  # sines of the south-west corner
+    single = within_code(torch.full((2, 1), 50.0), torch.full((2, 1), 8.0))
+    assert single.isfinite().all()
 
 
 @pytest.mark.parametrize(("sides", "patch", "count"), [((64, 64), 8, 64), ((60, 64), 4, 240), ((32, 32), 8, 16)])

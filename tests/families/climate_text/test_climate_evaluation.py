@@ -196,9 +196,8 @@ def test_validation_must_not_be_training(prepared: tuple[settings.RunConfig, Sou
 
 def test_parameter_groups(task: ClimateTextTask) -> None:
     groups = {name: group(name, parameter) for name, parameter in task.named_parameters()}
-    assert set(groups.values()) == {
-        f"{part}{ending}" for part in ("encoder", "llm", "fusion") for ending in ("", "_no_decay")
-    }
+    parts = {f"{part}{ending}" for part in ("encoder", "llm", "fusion") for ending in ("", "_no_decay")}
+    assert set(groups.values()) == parts | {"gates_no_decay"}
     assert all(group_.endswith("_no_decay") for name, group_ in groups.items() if name.endswith("bias"))
 
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 _BEST = {"best_metric": "loss", "best_mode": "min"}
+# Shut gates let no gradient through to what lies behind them, so they must open long before that is learned.
+_GATES = {"gates_no_decay": {"lr_scale": 20.0}}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The guide's model and values: both frozen, four blocks between them.
     "llama3_8b": {
         "train": {"epochs": 10, "batch_size": 16, "micro_batches": 4, "precision": "bf16"},
-        "optim": {"lr": 5e-5, "weight_decay": 0.01},
+        "optim": {"lr": 5e-5, "weight_decay": 0.01, "groups": _GATES},
         "schedule": {"name": "cosine", "warmup_steps": 100, "warmup_fraction": 0.1, "final_fraction": 0.1},
         "checkpoint": _BEST,
         "loader": {"workers": 2},
@@ -20,7 +22,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "smollm2": {
         "model": {"llm": "HuggingFaceTB/SmolLM2-135M", "climate_encoder": "grid_vit", "gradient_checkpointing": False},
         "train": {"epochs": 10, "batch_size": 16},
-        "optim": {"lr": 1e-3, "weight_decay": 0.05},
+        "optim": {"lr": 1e-3, "weight_decay": 0.05, "groups": _GATES},
         "schedule": {"name": "cosine", "warmup_epochs": 0.5, "final_fraction": 0.1},
         "checkpoint": _BEST,
         "loader": {"workers": 1},
@@ -39,7 +41,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         },
         "data": {"demo": {"num_samples": 24, "shape": [2, 8, 24, 24], "val_fraction": 0.25}, "max_length": 256},
         "train": {"epochs": 4, "batch_size": 8},
-        "optim": {"lr": 3e-3},
+        "optim": {"lr": 3e-3, "groups": _GATES},
         "checkpoint": _BEST,
     },
 }
