@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from climate_scripts import DATA, FOLDER, HERE, MINE, OUT, Answer, Script, modules, my_config, run
+from climate_scripts import DATA, FOLDER, HERE, MINE, OUT, modules, my_config, run
 from safetensors.torch import load_file, save_file
+from script_runs import Answer, Script, answering
 
 import sensorium
 from sensorium import families, stored
@@ -58,12 +59,10 @@ def here(trained: tuple[Path, Answer], tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def script(capsys: pytest.CaptureFixture[str]) -> Script:
-    def call(*words: str) -> Answer:
-        code = run(*words, folder=None if Path("train_multimodal.py").exists() else FOLDER)
-        said = capsys.readouterr()
-        return Answer(code, said.out, said.err)
+    def here_or_there(*words: str) -> int:
+        return run(*words, folder=None if Path("train_multimodal.py").exists() else FOLDER)
 
-    return call
+    return answering(here_or_there, capsys)
 
 
 def refused(answer: Answer, *fragments: str) -> None:
