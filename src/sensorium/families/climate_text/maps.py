@@ -61,8 +61,7 @@ def _field(figure: Any, axes: Any, field: FieldMap) -> None:
     if field.anomaly:
         most = float(np.nanmax(np.abs(field.values), initial=1e-9))
         colours = {"cmap": "RdBu_r", "vmin": -most, "vmax": most}
-    image = _panel(axes, field, field.values, colours)
-    figure.colorbar(image, ax=axes, shrink=0.85).set_label(field.unit, fontsize=8)
+    _bar(figure, axes, _panel(axes, field, field.values, colours), field.unit)
     axes.set_title("\n".join(textwrap.wrap(field.title, 56)), fontsize=8)
     _marks(axes, field)
 
@@ -71,9 +70,15 @@ def _attention(figure: Any, axes: Any, field: FieldMap, attention: Floats) -> No
     """In multiples of an even share, so that what looks nowhere is one colour."""
     even = attention * attention.size
     image = _panel(axes, field, even, {"cmap": "YlGnBu", "vmin": 0.0, "vmax": max(2.0, float(even.max()))})
-    figure.colorbar(image, ax=axes, shrink=0.85).set_label("multiples of an even share", fontsize=8)
+    _bar(figure, axes, image, "multiples of an even share")
     axes.set_title("gated cross attention of the answer's words,\nmean over blocks and heads", fontsize=8)
     _marks(axes, field)
+
+
+def _bar(figure: Any, axes: Any, image: Any, label: str) -> None:
+    bar = figure.colorbar(image, ax=axes, shrink=0.85)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
 
 
 def _marks(axes: Any, field: FieldMap) -> None:
