@@ -17,9 +17,9 @@ from PIL import Image
 from sensorium import config as configuration
 from sensorium import families
 from sensorium.data.fields import grammar
-from sensorium.engine import settings
+from sensorium.engine import loop, settings
 from sensorium.engine.contract import Batch, Evaluation, Host, Sources
-from sensorium.errors import DataError
+from sensorium.errors import ConfigError, DataError
 from sensorium.families.climate_text.attention import looked_at
 from sensorium.families.climate_text.controls import asked
 from sensorium.families.climate_text.data import EvalSource, TrainSource, spread
@@ -290,6 +290,23 @@ def test_validation_must_not_be_training(prepared: tuple[settings.RunConfig, Sou
     none = configuration.merge(given, {"data": {"val_path": str(tmp_path / "none")}})
     with pytest.raises(DataError, match="no such folder"):
         FAMILY.sources(settings.resolve(FAMILY, "tiny", none), Host())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid_vit": {"patch": 5}}, r"patch 5 does not divide the grid of 24 x 24 points"),
+        ({"token_window": [2, 2]}, r"token_window \[2, 2\]: must divide the unit of 3 x 3 patches"),
+    ],
+)
+def test_patches_that_do_not_fit_are_refused_before_a_run_is_begun(
+    prepared: tuple[settings.RunConfig, Sources], tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    folders = {"demo": None, "train_path": str(prepared[1].train.part.folder), "val_path": None}
+    config = settings.resolve(FAMILY, "tiny", {"data": folders, "model": changes})
+    with pytest.raises(ConfigError, match=message):
+        loop.train(FAMILY, config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_parameter_groups(task: ClimateTextTask) -> None:

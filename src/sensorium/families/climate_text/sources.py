@@ -19,6 +19,7 @@ from sensorium.families.climate_text.controls import asked
 from sensorium.families.climate_text.data import DataConfig, EvalSource, Inputs, Part, TrainSource, measured, open_part
 from sensorium.families.climate_text.data import texts as texts_of
 from sensorium.families.climate_text.encoders import FieldFacts, open_encoder, own_scalers, trains_encoder
+from sensorium.families.climate_text.grid_vit import layout
 from sensorium.families.climate_text.llm import open_tokenizer
 from sensorium.families.climate_text.prithvi import PrithviEncoder
 from sensorium.families.climate_text.task import FROZEN_DTYPES, sections
@@ -44,6 +45,8 @@ def sources(config: RunConfig, host: Host, opened: Opener = open_part) -> Source
     for split, part in {"train": train, **others}.items():
         _say(host, split, part)
     _require_apart(train, others)
+    if model.climate_encoder == "grid_vit":
+        layout(model, *train.sample(0).field.shape[-2:])  # before a run is begun
     plain = Inputs(data, texts, scalers)
     if data.cache and not trains_encoder(model):
         plain = replace(plain, tokens=_tokens(config, plain, [train, *others.values()], host))
