@@ -184,6 +184,8 @@ class Lines:
         if zero_start.wanted(deepspeed):
             offload = ", optimizer's state on the host" if deepspeed.cpu_offload else ""
             self.say(f"DeepSpeed: ZeRO {deepspeed.zero_stage}{offload}")
+        else:
+            self.say("DeepSpeed: not used; zero_stage and cpu_offload do nothing without it")
         for note in self.training.notes:
             self.say(note)
 

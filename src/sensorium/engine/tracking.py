@@ -119,19 +119,28 @@ class _Sink(Protocol):
 
 
 class _Wandb:
-    """One Weights & Biases run for one run folder, however often it is resumed."""
+    """One Weights & Biases run for one run folder, however often it is resumed. Raises ConfigError where it is refused
+    there, as without a key."""
 
     def __init__(self, run: Path, settings: Track) -> None:
-        self._run = import_wandb().init(
-            project=settings.wandb_project,
-            entity=settings.wandb_entity,
-            name=run.name,
-            dir=str(run),
-            mode=settings.wandb,
-            id=_wandb_id(run),
-            resume="allow",
-            config=_stored_config(run),
-        )
+        wandb = import_wandb()
+        try:
+            self._run = wandb.init(
+                project=settings.wandb_project,
+                entity=settings.wandb_entity,
+                name=run.name,
+                dir=str(run),
+                mode=None if settings.wandb == "online" else settings.wandb,  # None: as WANDB_MODE says, else online
+                id=_wandb_id(run),
+                resume="allow",
+                config=_stored_config(run),
+            )
+        except wandb.Error as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"Weights & Biases: {reason}; run `wandb login`, or set WANDB_MODE=offline to keep the curves in the "
+                "run folder"
+            ) from error
         # our own axis: after a resume steps are logged again, which the built-in one refuses
         self._run.define_metric("*", step_metric="step")
 

@@ -10,6 +10,8 @@ from climate_rows import make_batch, make_field, make_llm, settings
 from prithvi_files import BLOCKS, HEADS, MLP, WIDTH, needs_prithvi, whole
 from torch import Tensor, nn
 
+from sensorium import families
+from sensorium.engine.settings import resolve
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.climate_text.config import ModelConfig
 from sensorium.families.climate_text.encoders import FieldFacts, Perceiver, open_encoder, own_channels, own_scalers
@@ -341,6 +343,18 @@ def test_windows_leave_as_many_tokens_as_may_be() -> None:
         ConfigError, match=r"token_window \[1, 2\] leaves 512 tokens, and model.max_climate_tokens is 256"
     ):
         token_window((32, 32), (16, 16), 256, (1, 2))
+
+
+def test_the_preset_of_the_globe() -> None:
+    """The grid of MERRA-2 in the published encoder's own units, a token each; a part of a map is refused."""
+    model = resolve(families.load("climate_text"), "llama3_8b_global").model
+    assert (model.llm, model.climate_encoder) == ("meta-llama/Meta-Llama-3-8B", "prithvi")
+    unit = mask_unit(360, 576, 2, model.mask_unit)
+    window = token_window((180, 288), (unit[0] // 2, unit[1] // 2), model.max_climate_tokens, model.token_window)
+    assert unit == (2 * window[0], 2 * window[1]) == mask_unit(360, 576, 2)
+    assert (180 // window[0]) * (288 // window[1]) == model.max_climate_tokens == 216
+    with pytest.raises(ConfigError, match="must divide the grid of 64 x 64 points"):
+        mask_unit(64, 64, 2, model.mask_unit)
 
 
 def test_windows_are_means_with_their_centres() -> None:

@@ -59,8 +59,7 @@ class GridVit(nn.Module):
         """As of ``PrithviEncoder``; all times together make the tokens. Raises ConfigError where the patch does not
         divide."""
         del times
-        grid, settings = patches_of(height, width, self.patch), self.settings
-        window = token_window(grid, grid, settings.max_climate_tokens, settings.token_window)
+        window = layout(self.settings, height, width)[1]
         return window[0] * self.patch, window[1] * self.patch
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,7 +72,7 @@ class GridVit(nn.Module):
                 f"field has shape {list(field.shape)} and static {list(static.shape)}; this encoder reads [B, "
                 f"{self.times}, {self.channels}, H, W] and [B, {self.static}, H, W]"
             )
-        points = self.window(height, width, self.times)
+        grid, window = layout(self.settings, height, width)
         dtype = self.patchify.weight.dtype
         x = self.patchify(torch.cat([field.flatten(1, 2), batch["climatology"], static], dim=1).to(dtype))
         hours = torch.stack([batch["input_time"], batch["lead_time"]], dim=1).float().clamp_min(0)
@@ -85,9 +84,15 @@ class GridVit(nn.Module):
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
-        map_BDhw = self.norm(x).transpose(1, 2).unflatten(2, (height // self.patch, width // self.patch))
-        window = (points[0] // self.patch, points[1] // self.patch)
+        map_BDhw = self.norm(x).transpose(1, 2).unflatten(2, grid)
+        points = (window[0] * self.patch, window[1] * self.patch)
         return pool_windows(map_BDhw, window), *window_centres(batch["lat"], batch["lon"], points)
+
+
+def layout(settings: ModelConfig, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Patches of a grid of so many points, and of a window of tokens. Raises ConfigError where they do not fit."""
+    grid = patches_of(height, width, settings.grid_vit.patch)
+    return grid, token_window(grid, grid, settings.max_climate_tokens, settings.token_window)
 
 
 def patches_of(height: int, width: int, patch: int) -> tuple[int, int]:
