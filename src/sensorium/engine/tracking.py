@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import resource
+import statistics
 import sys
 import time
 import uuid
@@ -354,12 +355,12 @@ def _memory() -> dict[str, float]:
 
 
 def _train_status(values: Mapping[str, float]) -> list[str]:
-    """``loss`` first, then what else is there of gradient norm and learning rate."""
+    """``loss`` first, then what else is there of gradient norm and learning rate, that of most groups."""
     parts = [f"loss {values['loss']:.4f}" if "loss" in values else "loss n/a"]
     if "grad_norm" in values:
         parts.append(f"grad_norm {values['grad_norm']:.2f}")
     rates = [value for name, value in values.items() if name.startswith("lr/")]
-    return [*parts, f"lr {max(rates):.1e}"] if rates else parts
+    return [*parts, f"lr {statistics.mode(rates):.1e}"] if rates else parts
 
 
 @contextmanager

@@ -278,7 +278,7 @@ def test_text_is_the_same_however_it_is_made(architecture: str, mode: str) -> No
     for row in range(3):
         assert trimmed(model.generate(rows_of(batch, [row]), Decoding(END, PAD, 8))) == [expected[row]]
     dropped = {**batch, "field_given": torch.zeros(3, dtype=torch.bool)}
-    assert trimmed(model.generate(dropped, Decoding(END, PAD, 8))) != expected  # climate did matter
+    assert not torch.allclose(model.logits(dropped), model.logits(batch), atol=1e-3)  # climate did matter
 
 
 @pytest.mark.parametrize("mode", MODES)

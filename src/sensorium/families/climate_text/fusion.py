@@ -99,6 +99,8 @@ class Projector(nn.Module):
         self.inner, self.outer = nn.Linear(token_width, width), nn.Linear(width, width)
         self.place, self.within = nn.Linear(PLACE_WIDTH, width), nn.Linear(WITHIN_WIDTH, width)
         init_weights(self)
+        for code in (self.place, self.within):
+            nn.init.normal_(code.weight, std=0.02)  # else the codes, not the field, are most of a token
 
     def forward(self, tokens_BND: Tensor, lat_BN: Tensor, lon_BN: Tensor) -> Tensor:
         dtype = self.inner.weight.dtype
