@@ -200,12 +200,13 @@ def read_styles(path: Path) -> dict[str, str]:
         content = reading.parse_json(reading.read_bytes(path))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
-    entries = content.items() if isinstance(content, dict) else enumerate(content if isinstance(content, list) else [])
+    topics = isinstance(content, dict)
+    entries = content.items() if topics else enumerate(content if isinstance(content, list) else [])
     found: dict[str, str] = {}
-    problems = [] if isinstance(content, dict | list) else ["expected a list or an object"]
+    problems = [] if topics or isinstance(content, list) else ["expected a list or an object"]
     for key, one in entries:
         values = one if isinstance(one, dict) else {}
-        user = _identity(values.get("user", values.get("worker", values.get("topic", key))))
+        user = _identity(values.get("user", values.get("worker", values.get("topic", key if topics else None))))
         style = values.get("style", values.get("keywords"))
         style = ", ".join(style) if isinstance(style, list) and all(isinstance(s, str) for s in style) else style
         if user is None or not isinstance(style, str):

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from sensorium.config import Section
 
 Mode = Literal["soft_only", "target_soft", "target_soft_style", "keywords"]
+DrawMode = Literal["caption_only", "soft_only", "target_soft", "target_soft_style", "keywords"]
 RANDOM = "random:tiny"
 GONE, MOVED = "runwayml/stable-diffusion-v1-5", "stable-diffusion-v1-5/stable-diffusion-v1-5"
 

@@ -27,7 +27,7 @@ from sensorium.data.media import load_image
 from sensorium.data.tastes import Liked, Taste
 from sensorium.engine.contract import Host
 from sensorium.errors import ConfigError, DataError
-from sensorium.families.pmg.config import Mode
+from sensorium.families.pmg.config import DrawMode, Mode
 from sensorium.families.pmg.diffusion import SchedulerName
 from sensorium.families.pmg.painting import CAPTION_ONLY, Painter, Wish, side_by_side
 from sensorium.families.pmg.sampling import picture_seed
@@ -43,7 +43,7 @@ class DrawConfig(Section):
     """How to draw."""
 
     images: int = Field(1, ge=1, le=64, description="Pictures of each sample.")
-    mode: Mode | Literal["caption_only"] | None = Field(None, description="Conditioning; null: that of training.")
+    mode: DrawMode | None = Field(None, description="Conditioning; null: that of training.")
     negative: str | None = Field(None, description="What pictures shall not be; null: that of the data set.")
     steps: int | None = Field(None, ge=1, le=1000, description="Denoising steps; null: 50, with dpmsolver 25.")
     guidance: float = Field(6.0, ge=1, le=100, description="Classifier-free guidance; 1: none.")
@@ -104,7 +104,7 @@ def folder_of(out: Path, number: int) -> Path:
     return out / f"sample_{number:04}"
 
 
-def wishes_of(taste: Taste, how: DrawConfig, mode: Mode | str) -> list[Wish]:
+def wishes_of(taste: Taste, how: DrawConfig, mode: DrawMode) -> list[Wish]:
     """The pictures of a sample."""
     captions = tuple(liked.caption for liked in taste.history)
     return [Wish(captions, taste.target.caption, taste.style, seed, mode) for seed in seeds_of(taste, how)]
@@ -145,7 +145,7 @@ def draw_all(
     with host.progress("draw", len(numbers)) as advance:
         for start in range(0, len(numbers), together):
             some = numbers[start : start + together]
-            wishes = [wish for number in some for wish in wishes_of(tastes[number], how, str(meta["mode"]))]
+            wishes = [wish for number in some for wish in wishes_of(tastes[number], how, meta["mode"])]
             pictures = list(painter.paint(wishes, soft, str(meta["negative_prompt"]), how.batch))
             for place, number in enumerate(some):
                 own = pictures[place * how.images : (place + 1) * how.images]
@@ -174,7 +174,7 @@ def _write_jpeg(path: Path, picture: Image.Image) -> None:
     write_by_library(path, lambda temporary: picture.save(temporary, "JPEG", quality=_QUALITY))
 
 
-def mode_of(how: DrawConfig, trained: Mode, host: Host) -> str:
+def mode_of(how: DrawConfig, trained: Mode, host: Host) -> DrawMode:
     """The conditioning to draw with; another one than that of training is said."""
     mode = how.mode or trained
     if mode not in (trained, CAPTION_ONLY):

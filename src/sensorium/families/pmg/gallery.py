@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -12,13 +12,18 @@ from sensorium.data.media import load_image
 from sensorium.data.tastes import Taste
 from sensorium.engine.contract import Card, Gallery, Shown
 from sensorium.engine.settings import RunConfig
+from sensorium.families.pmg.config import DrawMode
 from sensorium.families.pmg.data import EvalSource
 from sensorium.families.pmg.painting import CAPTION_ONLY, Painter, Wish, side_by_side, soft_tokens
 from sensorium.families.pmg.prompts import negative_prompt_of
 from sensorium.families.pmg.sampling import Sampling, picture_seed
 from sensorium.families.pmg.task import PMGTask, folder_of, sections
 
-_MODES = {CAPTION_ONLY: "the caption alone", "target_soft": "with soft tokens", "target_soft_style": "and style text"}
+_MODES: Mapping[DrawMode, str] = {
+    CAPTION_ONLY: "the caption alone",
+    "target_soft": "with soft tokens",
+    "target_soft_style": "and style text",
+}
 _SIDE = 160  # pixels of a picture in the grid
 
 
@@ -32,7 +37,7 @@ def grid_gallery(task: PMGTask, source: EvalSource, config: RunConfig) -> tuple[
 
     histories = [tuple(liked.caption for liked in taste.history) for taste in chosen]
     soft = soft_tokens(task, open_prompts(model, data), histories, 8)
-    modes = [mode for mode in _MODES if mode != "target_soft" or model.conditioning != "soft_only"]
+    modes: list[DrawMode] = [mode for mode in _MODES if mode != "target_soft" or model.conditioning != "soft_only"]
     if model.conditioning == "soft_only":
         modes = [CAPTION_ONLY, "soft_only"]
     wishes = [

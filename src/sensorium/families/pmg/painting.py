@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sensorium.errors import CheckpointError
 from sensorium.families.pmg.conditioning import Told, compose, lengths_of
-from sensorium.families.pmg.config import Mode
+from sensorium.families.pmg.config import DrawMode
 from sensorium.families.pmg.data import padded
 from sensorium.families.pmg.diffusion import open_vae
 from sensorium.families.pmg.encoders import TextStates
@@ -23,7 +23,7 @@ from sensorium.families.pmg.prompts import Prompts
 from sensorium.families.pmg.sampling import Sampling, decode, first_noise, sample
 from sensorium.families.pmg.task import PMGTask
 
-CAPTION_ONLY = "caption_only"  # what Stable Diffusion does by itself
+CAPTION_ONLY: DrawMode = "caption_only"  # what Stable Diffusion does by itself
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Wish:
     target: str
     style: str
     seed: int
-    mode: Mode | str
+    mode: DrawMode
 
 
 @torch.no_grad()
@@ -80,9 +80,9 @@ class Painter:
 
     def _told(self, wishes: Sequence[Wish], soft: Mapping[tuple[str, ...], Tensor]) -> Told:
         mode, settings, length = wishes[0].mode, self.task.settings, self.task.shape.text_length
-        if mode == CAPTION_ONLY:
+        if mode == "caption_only":
             return Told(torch.stack([self.text(wish.target, length) for wish in wishes]))
-        parts = lengths_of(mode, length, settings.num_image_prompt)  # type: ignore[arg-type]
+        parts = lengths_of(mode, length, settings.num_image_prompt)
         if parts.soft and self.task.adapter.image_prompt_NH is None:
             raise CheckpointError(f"the adapter has no soft tokens; mode {mode} needs some")
 

@@ -84,6 +84,7 @@ class Pictures:
         self._draw([asked], out, read_how(how), host)
 
     def _draw(self, tastes: Sequence[Taste], out: Path, how: DrawConfig, host: Host) -> None:
+        _device(how.device)
         mode = mode_of(how, self.task.settings.conditioning, host)
         bad = next((one for one in tastes if not one.target.caption.strip()), None)
         if bad is not None:
