@@ -14,7 +14,7 @@ from sensorium.engine.seeds import derive, generator
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.pmg.conditioning import lengths_of
-from sensorium.families.pmg.config import DataConfig, ModelConfig
+from sensorium.families.pmg.config import RANDOM, DataConfig, ModelConfig
 from sensorium.families.pmg.data import EvalSource, Frozen, Split, TrainSource
 from sensorium.families.pmg.diffusion import DiffusionShape, read_shape
 from sensorium.families.pmg.encoders import TextStates, VaeMoments
@@ -31,6 +31,7 @@ SPLITS = ("train", "val", "test")
 def sources(config: RunConfig, host: Host) -> Sources:
     """Read the samples, encode what the cache lacks, ask the questions. Raises ConfigError and DataError."""
     model, data = sections(config)
+    _make(model, data, host)
     require_trainable(model)
     folder = diffusion_folder(model, host.say)
     shape = read_shape(folder, model.stable_diffusion)
@@ -54,6 +55,18 @@ def sources(config: RunConfig, host: Host) -> Sources:
         if split in splits
     }
     return Sources(TrainSource(splits["train"]), held.get("val"), held.get("test"))
+
+
+def _make(model: ModelConfig, data: DataConfig, host: Host) -> None:
+    """Random models and made-up data, by one process alone: the libraries write files on the first one only."""
+    if host.rank == 0:
+        if model.llm == RANDOM:
+            llm_folder(model)
+        if model.stable_diffusion == RANDOM:
+            diffusion_folder(model)
+        if data.toy is not None:
+            toy_folder(data.toy)
+    host.barrier()
 
 
 def facts(config: RunConfig, found: Sources) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch
 
 from sensorium.data.files import cache_folder
 from sensorium.errors import DataError
+from sensorium.families.pmg.diffusion import silent
 from sensorium.files import make_folder, new_folder, write_by_library, write_json
 from sensorium.parts.encoders_base import quiet
 
@@ -80,7 +81,8 @@ def write_llm(folder: Path) -> None:
 
 def write_diffusion(folder: Path, *, width: int = _WIDTH, prediction: str = "epsilon") -> None:
     """Weights follow from torch's generator. ``width``: of what the UNet is told."""
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    with silent():
+        from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
     unet = UNet2DConditionModel(
         sample_size=8,
