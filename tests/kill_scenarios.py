@@ -36,7 +36,7 @@ from sensorium.data.features import FillOptions, cached
 from sensorium.data.items import DataSet, Item
 from sensorium.data.readers import native
 from sensorium.engine import checkpoint, loop, rundir, settings
-from sensorium.engine.contract import Saved
+from sensorium.engine.listener import Saved
 from sensorium.engine.portable import read_pt, write_pt
 from sensorium.engine.report import write_report
 

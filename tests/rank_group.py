@@ -136,7 +136,7 @@ class Nursery:
         return Group(self, words, pids)
 
     def wait_for(self, *pids: int) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180  # of what hangs; two groups on a busy machine take more than a minute
         while not set(pids) <= self.ended.keys():
             assert time.monotonic() < deadline
             self.ended.update((pid, code) for pid, code in self._ask({}))

@@ -34,8 +34,9 @@ from sensorium.data.media import load_audio, load_image
 from sensorium.data.readers import native
 from sensorium.data.transfer import Watch
 from sensorium.engine import checkpoint, continuation, loop, portable, session
-from sensorium.engine.contract import Card, Gallery, Saved, Shown
+from sensorium.engine.contract import Card, Gallery, Shown
 from sensorium.engine.files import json_line
+from sensorium.engine.listener import Saved
 from sensorium.engine.report import write_report
 from sensorium.engine.results import evaluation_to_json
 from sensorium.engine.settings import resolve

@@ -19,7 +19,7 @@ from test_resume import assert_equal_runs
 
 from sensorium.engine import checkpoint, continuation, loop, portable, rundir
 from sensorium.engine.continuation import Start, continue_from
-from sensorium.engine.contract import Saved
+from sensorium.engine.listener import Saved
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import CheckpointError, ConfigError, DataError
 

@@ -74,20 +74,19 @@ def gradients(case: Case, task: nn.Module, batch: Batch) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
 
 
-def steps(case: Case, task: nn.Module, batch: Batch, count: int) -> list[float]:
+def steps(case: Case, task: nn.Module, batch: Batch, count: int) -> Iterator[float]:
+    """Train, as far as somebody asks for the losses."""
     chosen = learnable(task)
     optimizer = optim.build(chosen, case.family.group, case.config.optim, {})
-    losses = []
     for step in range(count):
         reseed(0, "forward", step)
         output = task({**batch, "step": torch.tensor(step)})
         output.loss.backward()
-        losses.append(float(output.loss.detach()))
         optimizer.step()
         optimizer.zero_grad()
         if case.family.after_step is not None:
             case.family.after_step(task, step)
-    return losses
+        yield float(output.loss.detach())
 
 
 def test_configuration_survives_dump_and_build(case: Case) -> None:
@@ -105,7 +104,7 @@ def test_forward_is_finite_and_weighted(case: Case) -> None:
 
 def test_trainable_parameters_get_gradients_and_frozen_ones_none(case: Case) -> None:
     task, batch = case.task(), case.batch(16)
-    steps(case, task, batch, 2)  # what starts behind a zero is reached at the second step
+    list(steps(case, task, batch, 2))  # what starts behind a zero is reached at the second step
     found = gradients(case, task, batch)
     assert found.keys() == learnable(task).keys()
     assert all(torch.isfinite(gradient).all() for gradient in found.values())
@@ -118,15 +117,35 @@ def test_frozen_weights_stay(case: Case) -> None:
     names = learnable(task).keys()
     before = {name: p.detach().clone() for name, p in task.named_parameters() if name not in names}
     moving = {name: p.detach().clone() for name, p in task.named_parameters() if name in names}
-    steps(case, task, case.batch(8), 3)
+    list(steps(case, task, case.batch(8), 3))
     after = dict(task.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert any(not torch.equal(moving[name], after[name]) for name in moving)
 
 
 def test_one_batch_is_overfitted(case: Case) -> None:
-    losses = steps(case, case.task(), case.batch(8), 120)
-    assert min(losses[-10:]) < 0.6 * losses[0]
+    """Within 120 steps, and to stay so: ten in a row, after which it need not go on."""
+    first, *later = losses_until_low(steps(case, case.task(), case.batch(8), 120))
+    assert max(later[-10:]) < 0.6 * first
+
+
+def losses_until_low(losses: Iterator[float]) -> Iterator[float]:
+    """As many as it takes until ten in a row are below 0.6 of the first one."""
+    first = next(losses)
+    yield first
+    low = 0
+    for loss in losses:
+        yield loss
+        low = low + 1 if loss < 0.6 * first else 0
+        if low == 10:
+            return
+
+
+def test_a_dip_is_not_taken_for_overfitting() -> None:
+    """Negative twin: nine in a row are not enough, and neither is a loss that comes back."""
+    dip = [1.0, *[0.5] * 9]
+    assert list(losses_until_low(iter([*dip, 0.7, *[0.5] * 10, 9.0]))) == [*dip, 0.7, *[0.5] * 10]
+    assert max([*losses_until_low(iter([*dip, *[0.7] * 9]))][-10:]) > 0.6
 
 
 def test_results_do_not_depend_on_batch_mates(case: Case) -> None:

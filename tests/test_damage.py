@@ -19,8 +19,8 @@ from test_resume import assert_equal_runs
 from wrecks import FLIPS, WRECKS, flipped, forge_file, put_link, state
 
 from sensorium.engine import checkpoint, loop, portable, report_data, rundir, session
-from sensorium.engine.contract import Saved
 from sensorium.engine.files import cut_back
+from sensorium.engine.listener import Saved
 from sensorium.engine.report import write_report
 from sensorium.engine.results import read_result
 from sensorium.errors import CheckpointError, SensoriumError

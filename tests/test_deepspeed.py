@@ -226,7 +226,10 @@ def test_a_kill_in_a_save_costs_nothing(tmp_path: Path, nursery: Nursery) -> Non
     assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
 
 
-@pytest.mark.parametrize("family", families.names())
+CONTRASTIVE = [name for name in families.names() if families.load(name).accumulation == "inside-task"]
+
+
+@pytest.mark.parametrize("family", CONTRASTIVE)
 def test_contrastive_losses_in_chunks(tmp_path: Path, nursery: Nursery, family: str) -> None:
     """Validation between the steps included. Stage 0 divides nothing; unlike DDP it has a gradient of zero where a step
     has none. Stage 3 is refused in one line."""
@@ -238,6 +241,33 @@ def test_contrastive_losses_in_chunks(tmp_path: Path, nursery: Nursery, family: 
     assert runs[3].codes() == [2, 2]
     assert runs[3].said(0).startswith("error: deepspeed.zero_stage 3 does not go with this family")
     assert not (tmp_path / "3").exists()
+
+
+FIELDS: Mapping[str, Any] = {
+    **QUIET,
+    "model": {"gradient_checkpointing": True},
+    "data": {"evaluation": {"answers": 1, "ranked": 0, "max_new_tokens": 2, "maps": 0}},
+    "train": {"steps": 10, "batch_size": 4, "micro_batches": 2, "grad_clip": 1.0},
+    "checkpoint": {"every_steps": 5, "every_epochs": None},
+    "evaluate": {"every_epochs": None},
+}
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(
+    "model", [{"freeze_llm": False}, {"freeze_llm": True, "lora": {"rank": 2}}], ids=["all", "LoRA"]
+)
+def test_fields_into_a_language_model(tmp_path: Path, nursery: Nursery, model: Mapping[str, Any], stage: int) -> None:
+    """Blocks that enter by hooks, layers computed twice, samples of different length: two are one, and go on bit for
+    bit."""
+    config = configuration.merge(FIELDS, {"model": model})
+    divided = {**config, **zero(stage)}
+    one = start(nursery, tmp_path / "one", config, "climate_text", world=1)
+    finish(one, start(nursery, tmp_path / "two", divided, "climate_text"))
+    assert_close(tmp_path / "two", tmp_path / "one", 10)
+    cut(tmp_path / "two", tmp_path / "part", 5)
+    finish(start(nursery, tmp_path / "part", divided, "climate_text"))
+    assert_equal_runs(tmp_path / "two", tmp_path / "part")
 
 
 def test_bf16_is_that_of_a_plain_run(tmp_path: Path, nursery: Nursery) -> None:

@@ -23,7 +23,7 @@ from transformers import BertConfig, BertModel
 from sensorium import config, exported, proof, reading
 from sensorium.data import manage, readers
 from sensorium.engine import checkpoint, continuation, loop, portable, rundir, session, settings
-from sensorium.engine.contract import Saved
+from sensorium.engine.listener import Saved
 from sensorium.errors import CheckpointError, ConfigError, DataError, SensoriumError
 from sensorium.parts.encoders import EncoderOptions, open_encoder
 from sensorium.parts.encoders_base import Request

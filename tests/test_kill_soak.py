@@ -27,7 +27,7 @@ PROGRAM = textwrap.dedent(
     from kill_soak_lives import soak
     from safetensors.torch import save_file
     from sensorium import proof
-    from sensorium.engine import checkpoint, loop, tracking
+    from sensorium.engine import checkpoint, finish, loop, tracking
 
     def save_into_place(run, family, step, content):
         target = checkpoint.folder_of(run, step)
@@ -46,7 +46,7 @@ PROGRAM = textwrap.dedent(
     class Unsafe(Sensorium):
         def live(self, run, seed, workers, meter):
             # The real one takes as long as ten steps, and is not what this is about.
-            loop.write_report = lambda run: (run / "report.html").write_text("</html>")
+            finish.write_report = lambda run: (run / "report.html").write_text("</html>")
             if self.name == "saves into place":
                 checkpoint.save = save_into_place
             if self.name == "draws from history":

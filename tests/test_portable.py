@@ -15,7 +15,7 @@ from disks import Full, on
 from helpers import TOY, toy_config
 
 from sensorium.engine import checkpoint, loop, rundir
-from sensorium.engine.contract import Saved
+from sensorium.engine.listener import Saved
 from sensorium.engine.portable import find_native, read_pt, write_pt
 from sensorium.errors import CheckpointError, DiskError
 

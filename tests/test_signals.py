@@ -19,7 +19,7 @@ from test_resume import assert_equal_runs
 from torch.utils.data import get_worker_info
 
 from sensorium import errors
-from sensorium.engine import checkpoint, loop, ranks, signals
+from sensorium.engine import checkpoint, finish, loop, ranks, signals
 from sensorium.engine import evaluate as evaluation
 from sensorium.engine.contract import Family, Host, Sources
 from sensorium.engine.settings import RunConfig
@@ -212,7 +212,7 @@ def test_while_the_report_is_written(
     number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], before: Callable[..., None]
 ) -> None:
     run = tmp_path / "run"
-    before(loop, "write_report", 1, send(number))
+    before(finish, "write_report", 1, send(number))
     with pytest.raises(ENDS[number], match=r"^stopped; the run is complete$"):
         train(run)
     assert (run / "report.html").exists()

@@ -217,6 +217,9 @@ def test_tensorboard_continues_without_repeats(tmp_path: Path) -> None:
 class WandbStandIn(ModuleType):
     """Records what a real wandb would be told."""
 
+    class Error(Exception):
+        """Its own base of what it refuses."""
+
     def __init__(self) -> None:
         super().__init__("wandb")
         self.started: list[dict[str, Any]] = []
@@ -225,6 +228,8 @@ class WandbStandIn(ModuleType):
 
     def init(self, **options: Any) -> WandbStandIn:
         self.started.append(options)
+        if options["entity"] == "nobody":
+            raise self.Error("No API key configured.\nUse `wandb login`")
         return self
 
     def define_metric(self, name: str, step_metric: str) -> None:
@@ -254,6 +259,15 @@ def test_wandb_is_one_run_over_all_resumes(tmp_path: Path, monkeypatch: pytest.M
     assert wandb.told[0].pop("stage/train") == 1.0
     assert wandb.told[0] == {"train/loss": 1 / 3, "train/grad_norm": 0.1, "lr/decay": 1e-3, "step": 1}
     assert {"val/loss": 1 / 3, "val/a-b/x2y_R@1": 30.0, "step": 3} in wandb.told
+
+
+def test_wandb_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = WandbStandIn()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    Tracker(tmp_path, Track(wandb="online", tensorboard=False), 9, 0).close()
+    assert wandb.started[0]["mode"] is None  # WANDB_MODE has a word, too
+    with pytest.raises(ConfigError, match=r"^Weights & Biases: No API key configured\. Use `wandb login`; run .*$"):
+        Tracker(tmp_path, Track(wandb="online", wandb_entity="nobody", tensorboard=False), 9, 0)
 
 
 def test_wandb_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,8 @@ import torch
 from sensorium import config as configuration
 from sensorium import guide
 from sensorium.engine import checkpoint, portable_folder, rundir, session
-from sensorium.engine.contract import Family, Saved
+from sensorium.engine.contract import Family
+from sensorium.engine.listener import Saved
 from sensorium.errors import ConfigError
 from sensorium.families.climate_text.guided import GuideConfig
 from sensorium.families.climate_text.llm import RANDOM, llm_folder, open_tokenizer

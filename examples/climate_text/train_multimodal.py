@@ -27,7 +27,7 @@ from training import Training
 
 from sensorium import errors, guide
 from sensorium.data.fields import tree
-from sensorium.families.climate_text import own, task
+from sensorium.families.climate_text import guided, own, task
 
 CONFIG = Path(__file__).resolve().parent / "config.yaml"
 OVERRIDE = re.compile(r"--(\w+(?:\.\w+)+=.*)", re.DOTALL)
@@ -70,7 +70,8 @@ def parser() -> guide.Parser:
 def main() -> None:
     words = [found[1] if (found := OVERRIDE.fullmatch(word)) else word for word in sys.argv[1:]]
     given = parser().given(words)
-    Training(given, CONFIG, ClimateTextDataset, ClimateTextTask).run()
+    with guided.in_words_of_the_guide():
+        Training(given, CONFIG, ClimateTextDataset, ClimateTextTask).run()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from epochs import EpochFolders
 from sensorium import config as configuration
 from sensorium import errors, guide
 from sensorium.engine import continuation, launch, loop, portable_folder, session, settings, zero_json, zero_start
-from sensorium.engine.contract import Family, Saved, Sources
+from sensorium.engine.contract import Family, Sources
+from sensorium.engine.listener import Saved
 from sensorium.engine.order import clock_of
 from sensorium.engine.settings import RunConfig
 from sensorium.engine.tables import print_evaluation
@@ -145,7 +146,7 @@ def _sorted(overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 class Lines:
-    """What the console and logs/training.log show; the engine tells what happens (contract.ShardListener)."""
+    """What the console and logs/training.log show; the engine tells what happens (listener.ShardListener)."""
 
     def __init__(self, training: Training) -> None:
         self.training, self.files = training, training.files
@@ -183,6 +184,8 @@ class Lines:
         if zero_start.wanted(deepspeed):
             offload = ", optimizer's state on the host" if deepspeed.cpu_offload else ""
             self.say(f"DeepSpeed: ZeRO {deepspeed.zero_stage}{offload}")
+        else:
+            self.say("DeepSpeed: not used; zero_stage and cpu_offload do nothing without it")
         for note in self.training.notes:
             self.say(note)
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import torch
 
     from sensorium.engine.continuation import Start
-    from sensorium.engine.contract import Family, Saved, Sources
+    from sensorium.engine.contract import Family, Sources
+    from sensorium.engine.listener import Saved
     from sensorium.engine.settings import RunConfig
     from sensorium.engine.stages import Span
 
@@ -212,7 +213,7 @@ class Lines:
             ]
         )
 
-    # What the engine tells (contract.Listener).
+    # What the engine tells (listener.Listener).
 
     def begun(self, config: RunConfig, sources: Sources, device: torch.device, precision: str) -> None:
         import torch as pytorch

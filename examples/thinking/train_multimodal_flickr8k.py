@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import torch
 
     from sensorium.engine.continuation import Start
-    from sensorium.engine.contract import Evaluation, Family, Saved, Source, Sources
+    from sensorium.engine.contract import Evaluation, Family, Source, Sources
+    from sensorium.engine.listener import Saved
     from sensorium.engine.settings import RunConfig
 
 SAVEDIR, LOGDIR, CURVES = "checkpoints", "runs", "MMT_Flickr8k"

@@ -25,7 +25,8 @@ from sensorium import config as configuration
 from sensorium import guide
 from sensorium.engine import checkpoint, continuation, launch, portable, report_data, session
 from sensorium.engine import settings as engine
-from sensorium.engine.contract import Evaluation, Family, Host, Saved, Source, Sources
+from sensorium.engine.contract import Evaluation, Family, Host, Source, Sources
+from sensorium.engine.listener import Saved
 from sensorium.engine.loader import Batches, TrainingRows
 from sensorium.engine.order import Share, order_of
 from sensorium.engine.settings import RunConfig
@@ -288,7 +289,7 @@ class Files(guide.EpochFiles):
 
 
 class Lines:
-    """What the console shows; the engine tells what happens (contract.Listener)."""
+    """What the console shows; the engine tells what happens (listener.Listener)."""
 
     def __init__(self, trainer: UnifiedModelTrainer) -> None:
         self.trainer, self.files = trainer, trainer.files

@@ -162,20 +162,28 @@ def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the name of a checkpoint folder.")] = "best",
+    require_climate_use: Annotated[
+        bool, typer.Option("--require-climate-use", help="climate_text: exit code 1 where the field is not used.")
+    ] = False,
 ) -> None:
     """Evaluate a checkpoint; writes RUN/evaluation/<split>.json and the report anew."""
     from sensorium.engine import launch, session
     from sensorium.engine.evaluate import evaluate_run
     from sensorium.engine.report import write_report
     from sensorium.engine.tables import print_evaluation
+    from sensorium.errors import ConfigError, RunError
     from sensorium.use import family_of
 
     chosen = family_of(run)
+    if require_climate_use and chosen.name != "climate_text":
+        raise ConfigError(f"--require-climate-use is about runs of climate_text; {run} is one of {chosen.name}")
     _spread(session.read_config(chosen, run), training=False)
     result = evaluate_run(chosen, run, split, checkpoint)
     if launch.is_main():
         print_evaluation(result)
         typer.echo(f"Report: {write_report(run)}")
+        if require_climate_use and not result.metrics["climate_used"]:
+            raise RunError(f"{run}: the field is not used, and --require-climate-use asks for it")
 
 
 @app.command(epilog="Example: sensorium report runs/first")

@@ -19,7 +19,8 @@ from sensorium.errors import ConfigError, RunError, Stopped
 
 if TYPE_CHECKING:
     from sensorium.engine.continuation import Start
-    from sensorium.engine.contract import Evaluation, Family, Listener, Loaded, Saved, Source
+    from sensorium.engine.contract import Evaluation, Family, Loaded, Source
+    from sensorium.engine.listener import Listener, Saved
     from sensorium.engine.settings import RunConfig
     from sensorium.engine.stages import Span
 

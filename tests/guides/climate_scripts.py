@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-from sensorium import errors
+from script_runs import exit_code, modules_of
 
 FOLDER = Path(__file__).parents[2] / "examples" / "climate_text"
 MODULES = ("train_multimodal", "training", "epochs", "prepare_data", "multimodal", "multimodal.core")
@@ -36,20 +33,6 @@ HERE = ("train.device=cpu", "track.tensorboard=false")
 MINE = ("--config", "config.yaml", *HERE)
 
 
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-
-Script = Callable[..., Answer]
-
-
 def my_config(shipped: str) -> str:
     """The guide's configuration file, edited as a user would: small parts, short, without a GPU."""
     for found, wanted in EDITS:
@@ -58,16 +41,9 @@ def my_config(shipped: str) -> str:
     return shipped
 
 
-@contextmanager
-def modules(folder: Path) -> Iterator[Callable[[str], ModuleType]]:
-    """Import the guide's modules by their names, and forget them afterwards."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        for name in MODULES:
-            patch.delitem(sys.modules, name, raising=False)
-        yield import_module
-        for name in MODULES:
-            sys.modules.pop(name, None)
+def modules(folder: Path) -> AbstractContextManager[Callable[[str], ModuleType]]:
+    """The guide's modules, by their names."""
+    return modules_of(folder, MODULES)
 
 
 def run(*words: str, name: str = "train_multimodal", folder: Path | None = None) -> int:
@@ -75,8 +51,4 @@ def run(*words: str, name: str = "train_multimodal", folder: Path | None = None)
     with modules(folder or Path.cwd()) as load, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{name}.py", *words])
         patch.setattr(sys, "path", list(sys.path))
-        try:
-            errors.shown(load(name).main)
-        except SystemExit as left:
-            return left.code if isinstance(left.code, int) else int(left.code is not None)
-    return 0
+        return exit_code(load(name).main)

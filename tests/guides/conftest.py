@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from flickr8k_tree import make_tree
-from guide_scripts import FLICKR8K, SCRIPTS, Answer, Script
-
-from sensorium import errors
+from guide_scripts import FLICKR8K, SCRIPTS
+from script_runs import Script, answering, exit_code
 
 
 @pytest.fixture
@@ -27,14 +26,8 @@ def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     """Runs a script as a command line does, in this process."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
 
-    def call(*words: str, name: str = FLICKR8K) -> Answer:
+    def run(*words: str, name: str = FLICKR8K) -> int:
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
-        code = 0
-        try:
-            errors.shown(importlib.import_module(name).main)
-        except SystemExit as left:
-            code = left.code if isinstance(left.code, int) else int(left.code is not None)
-        said = capsys.readouterr()
-        return Answer(code, said.out, said.err)
+        return exit_code(importlib.import_module(name).main)
 
-    return call
+    return answering(run, capsys)

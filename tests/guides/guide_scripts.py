@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from script_runs import Answer, Script
 
 from sensorium import guide
 from sensorium.engine import continuation
@@ -22,20 +21,6 @@ ENCODERS = [
 ]
 SIZES = ("model.width=32", "model.slots=4", "model.heads=2", "model.walker_blocks=1", "train.device=cpu")
 SMALL = [*ENCODERS, *(word for size in SIZES for word in ("--set", size))]
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-
-Script = Callable[..., Answer]
 
 
 def typed(*words: str, name: str = FLICKR8K, before: tuple[str, ...] = ()) -> Answer:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-from sensorium import errors
+from script_runs import exit_code
 
 FOLDER = Path(__file__).parents[2] / "examples" / "interaction"
 BLOCKS = "vision_blocks: 1, text_blocks: 1, audio_blocks: 1, fusion_layers: 1"
@@ -34,20 +31,6 @@ SIZES = (
 SMALL = [word for one in SIZES for word in ("--set", one)]
 
 
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-
-Script = Callable[..., Answer]
-
-
 def module() -> ModuleType:
     """``run_training.py``, without its folder among those where modules are looked for."""
     spec = importlib.util.spec_from_file_location("interaction_run_training", FOLDER / "run_training.py")
@@ -61,8 +44,4 @@ def module() -> ModuleType:
 def run(patch: pytest.MonkeyPatch, *words: str) -> int:
     """``run_training.py`` in this process, as a command line runs it; its exit code."""
     patch.setattr(sys, "argv", ["run_training.py", *words])
-    try:
-        errors.shown(module().main)
-    except SystemExit as left:
-        return left.code if isinstance(left.code, int) else int(left.code is not None)
-    return 0
+    return exit_code(module().main)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from fractions import Fraction
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from PIL import Image, ImageDraw
+from script_runs import exit_code, modules_of
 
-from sensorium import errors
 from sensorium.data.video_write import APART, write_video
 
 FOLDER = Path(__file__).parents[2] / "examples" / "video_retrieval"
@@ -33,20 +31,6 @@ TINY = {
 COLOURS = {"red": (214, 39, 40), "yellow": (250, 210, 40), "green": (30, 140, 50), "blue": (30, 60, 200)}
 WAYS = ("right", "down")
 COUNTS = {"train": 8, "val": 4, "test": 4}
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-
-Script = Callable[..., Answer]
 
 
 def make_data(root: Path) -> None:
@@ -71,27 +55,16 @@ def _frames(colour: str, way: str, grey: int) -> Iterator[tuple[float, Image.Ima
         yield number / 8, image
 
 
-@contextmanager
-def modules(folder: Path = FOLDER) -> Iterator[Callable[[str], ModuleType]]:
-    """Import the guide's modules by their names, and forget them afterwards."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        for name in MODULES:
-            patch.delitem(sys.modules, name, raising=False)
-        yield import_module
-        for name in MODULES:
-            sys.modules.pop(name, None)
+def modules(folder: Path = FOLDER) -> AbstractContextManager[Callable[[str], ModuleType]]:
+    """The guide's modules, by their names."""
+    return modules_of(folder, MODULES)
 
 
 def run(*words: str, name: str = "train_unified_model") -> int:
     """A script in this process, as a command line runs it; its exit code."""
     with modules() as load, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{name}.py", *words])
-        try:
-            errors.shown(load(name).main)
-        except SystemExit as left:
-            return left.code if isinstance(left.code, int) else int(left.code is not None)
-    return 0
+        return exit_code(load(name).main)
 
 
 def my_config(shipped: str) -> str:

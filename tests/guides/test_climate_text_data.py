@@ -2,52 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from field_trees import change, make_tree
-
-from sensorium import errors
+from script_runs import Script, script_at
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "climate_text" / "prepare_data.py"
 SMALL = ("--shape", "2,8,24,24", "--num_samples", "12")
-
-
-@dataclass(frozen=True)
-class Said:
-    code: int
-    out: str
-    err: str
-
-
-Script = Callable[..., Said]
 
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Script:
     """Runs the script as a command line does, in this process and a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    module = importlib.import_module(SCRIPT.stem)
-
-    def call(*words: str) -> Said:
-        monkeypatch.setattr(sys, "argv", [SCRIPT.name, *words])
-        code = 0
-        try:
-            errors.shown(module.main)
-        except SystemExit as left:
-            code = left.code if isinstance(left.code, int) else 0
-        said = capsys.readouterr()
-        return Said(code, said.out, said.err)
-
-    return call
+    return script_at(SCRIPT, monkeypatch, capsys)
 
 
 def test_the_commands_of_the_guide(tmp_path: Path) -> None:

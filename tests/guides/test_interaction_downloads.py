@@ -4,15 +4,14 @@ that a server of this machine publishes, cuts, forges and forgets."""
 from __future__ import annotations
 
 import errno
-import importlib
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,22 +22,12 @@ from disks import Failing, on
 from http_server import Fault, Page, Server, publish, serve
 from packs import zipped
 from published_archives import offer
+from script_runs import Script, script_at
 
-from sensorium import errors
 from sensorium.data import acquire, readers
 from sensorium.data.catalog import CATALOGUE, GOALS
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "interaction" / "download_datasets.py"
-
-
-@dataclass(frozen=True)
-class Said:
-    code: int
-    out: str
-    err: str
-
-
-Script = Callable[..., Said]
 
 
 @pytest.fixture
@@ -54,20 +43,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     """Runs the script as a command line does, in this process and a folder of its own."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    module = importlib.import_module(SCRIPT.stem)
-
-    def call(*words: str) -> Said:
-        monkeypatch.setattr(sys, "argv", [SCRIPT.name, *words])
-        code = 0
-        try:
-            errors.shown(module.main)
-        except SystemExit as left:
-            code = left.code if isinstance(left.code, int) else int(left.code is not None)
-        said = capsys.readouterr()
-        return Said(code, said.out, said.err)
-
-    return call
+    return script_at(SCRIPT, monkeypatch, capsys)
 
 
 def test_the_three_sets_of_the_guide(server: Server, script: Script) -> None:

@@ -8,13 +8,15 @@ import shutil
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import published_trees as trees
 import pytest
 import torch
 import yaml
-from interaction_scripts import FOLDER, SMALL, Answer, Script, module, run
+from interaction_scripts import FOLDER, SMALL, module, run
+from script_runs import Answer, Script, answering
 
 from sensorium import families, guide
 from sensorium.engine import continuation
@@ -71,12 +73,7 @@ with torch.no_grad():
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Script:
-    def call(*words: str) -> Answer:
-        code = run(monkeypatch, *words)
-        said = capsys.readouterr()
-        return Answer(code, said.out, said.err)
-
-    return call
+    return answering(partial(run, monkeypatch), capsys)
 
 
 def begun(script: Script, monkeypatch: pytest.MonkeyPatch, *words: str) -> continuation.Start:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import TOY, toy_config
-from interaction_scripts import SMALL, Answer, Script, run
+from interaction_scripts import SMALL, run
 from safetensors.torch import load_file
+from script_runs import Script, answering
 
 from sensorium import guide, guide_report
 from sensorium.engine import checkpoint, loop, portable
-from sensorium.engine.contract import Saved
+from sensorium.engine.listener import Saved
 from sensorium.errors import CheckpointError
 from sensorium.families.interaction.config import ModelConfig
 from sensorium.families.interaction.model import InteractionModel
@@ -41,12 +43,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Script:
-    def call(*words: str) -> Answer:
-        code = run(monkeypatch, *words)
-        said = capsys.readouterr()
-        return Answer(code, said.out, said.err)
-
-    return call
+    return answering(partial(run, monkeypatch), capsys)
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 from flickr8k_tree import make_tree
-from guide_scripts import FLICKR8K, SCRIPTS, SIZES, SMALL, SOTA8GB, Script, refused, resolved, typed
+from guide_scripts import FLICKR8K, SCRIPTS, SIZES, SMALL, SOTA8GB, refused, resolved, typed
 from safetensors.torch import load_file
+from script_runs import Script
 
 from sensorium import guide
 from sensorium.engine import checkpoint, loop

@@ -10,7 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 from flickr8k_tree import make_tree
-from guide_scripts import ENCODERS, FLICKR8K, SCRIPTS, SMALL, SOTA8GB, Script, refused, resolved
+from guide_scripts import ENCODERS, FLICKR8K, SCRIPTS, SMALL, SOTA8GB, refused, resolved
+from script_runs import Script
 
 from sensorium import families, guide
 from sensorium.engine import optim, settings

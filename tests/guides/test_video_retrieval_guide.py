@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from retrieval_scripts import FOLDER, HERE, MINE, Answer, Script, make_data, modules, my_config, run
+from retrieval_scripts import FOLDER, HERE, MINE, make_data, modules, my_config, run
 from safetensors.torch import load_file
+from script_runs import Script, answering
 
 from sensorium.engine import checkpoint, loop, portable, session
 from sensorium.engine.seeds import reseed
@@ -53,12 +54,10 @@ def here(joint: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def script(capsys: pytest.CaptureFixture[str]) -> Script:
-    def call(*words: str, name: str = "train_unified_model") -> Answer:
-        code = run(*words, *(HERE if name == "train_unified_model" else ()), name=name)
-        said = capsys.readouterr()
-        return Answer(code, said.out, said.err)
+    def without_gpu(*words: str, name: str = "train_unified_model") -> int:
+        return run(*words, *(HERE if name == "train_unified_model" else ()), name=name)
 
-    return call
+    return answering(without_gpu, capsys)
 
 
 @pytest.fixture

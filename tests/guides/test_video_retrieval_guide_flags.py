@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from retrieval_scripts import FOLDER, TINY, Answer, Script, make_data, modules, run
+from retrieval_scripts import FOLDER, TINY, make_data, modules, run
+from script_runs import Script, answering
 
 from sensorium import config as configuration
 from sensorium import docs_config, guide
@@ -62,13 +63,7 @@ def load() -> Iterator[Any]:
 def script(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
     """A command in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*words: str) -> Answer:
-        code = run(*words)
-        said = capsys.readouterr()
-        return Answer(code, said.out, said.err)
-
-    return call
+    return answering(run, capsys)
 
 
 def resolved(load: Any, **training: Any) -> settings.RunConfig:

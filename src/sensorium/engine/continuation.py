@@ -21,7 +21,8 @@ from typing import Any, Protocol
 
 from sensorium import config as configuration
 from sensorium.engine import checkpoint, launch, loop, portable, portable_folder, ranks, rundir, session, settings
-from sensorium.engine.contract import Evaluation, Family, Listener, Saved
+from sensorium.engine.contract import Evaluation, Family
+from sensorium.engine.listener import Listener, Saved
 from sensorium.engine.settings import RunConfig, config_class
 from sensorium.errors import CheckpointError, ConfigError
 from sensorium.files import remove, rename

@@ -21,28 +21,25 @@ from sensorium import config as configuration
 from sensorium.engine import checkpoint, optim, rundir, signals, tracking, zero_start
 from sensorium.engine import evaluate as evaluation
 from sensorium.engine.backend import Backend
-from sensorium.engine.contract import Batch, Begin, Evaluation, Family, Listener, Output, Saved, Source
+from sensorium.engine.contract import Batch, Begin, Evaluation, Family, Output, Source
+from sensorium.engine.finish import finish
 from sensorium.engine.guard import Buffers
+from sensorium.engine.listener import Listener, Saved
 from sensorium.engine.loader import Batches, TrainingRows
 from sensorium.engine.order import Share, clock_of, order_of
-from sensorium.engine.report import write_report
-from sensorium.engine.results import Result, write_result
 from sensorium.engine.schedule import in_steps, learning_rate
 from sensorium.engine.seeds import reseed
 from sensorium.engine.session import (
     Mute,
     Run,
-    Say,
     begin,
     build_task,
     fingerprints,
     first_weights,
     frozen_digest,
-    load_weights,
     require_room,
     restore,
     sizes,
-    summary,
     warm_start,
     weights_of,
 )
@@ -50,7 +47,6 @@ from sensorium.engine.settings import RunConfig, preset_groups
 from sensorium.engine.stages import Span, learnable, select, spans
 from sensorium.engine.tracking import Tracker
 from sensorium.errors import CheckpointError, ConfigError, DataError
-from sensorium.files import remove, write_json
 
 
 def train(
@@ -166,7 +162,7 @@ def _train(job: _Job) -> Evaluation | None:
         run = Run(folder, family, config, backend, sources, task, parameters, frozen, Buffers(task), host, share, clock, progress, tracker, stop.received)  # fmt: skip  # noqa: E501
         _announce(run, listener)
         timings["train"] = _run_stages(run, plan)
-    return _finish(run, timings, say, stop)
+    return finish(run, timings, say, stop)
 
 
 def _announce(run: Run, listener: Listener | None) -> None:
@@ -370,31 +366,3 @@ def _validate(run: Run, source: Source) -> bool:
         return False
     progress.best = {"step": progress.step, "value": value}
     return True
-
-
-def _finish(run: Run, timings: dict[str, float], say: Say, stop: signals.Signals) -> Evaluation | None:
-    """Evaluate the best checkpoint on the test split, once, or where there is none on validation; write summary and
-    report."""
-    stop.enter("stopped after the last step; all is saved. {again} with the evaluation", waits=False)
-    begun = time.monotonic()
-    step = int(run.progress.best["step"]) if run.progress.best else run.progress.step
-    run.backend.release()
-    content = checkpoint.load(checkpoint.folder_of(run.folder, step), run.family.name)
-    load_weights(run.task, run.parameters, content, run.folder)
-    run.task.to(run.backend.device)
-    result, split = None, "val" if run.sources.test is None else "test"
-    source = run.sources.test or run.sources.val
-    if source is not None and run.config.evaluate.test:
-        judge = run.family.evaluator(run.config)
-        result = evaluation.evaluate(run.task, source, judge, run.config, run.backend, final=True)
-    timings["evaluate"] = time.monotonic() - begun
-    stop.enter(f"stopped at once; all is evaluated. `sensorium report {run.folder}` writes the report", waits=True)
-    if run.backend.is_main:
-        if result is not None:
-            name = checkpoint.folder_of(run.folder, step).name
-            write_result(run.folder, Result(split, result, split, step, name))
-        remove(run.folder / "report.html")  # of a shorter run: with the new summary and without a report it has no end
-        write_json(run.folder / "summary.json", summary(run, timings))
-        say(f"Report: {write_report(run.folder)}")
-    run.backend.barrier()  # no process leaves while another still works
-    return result

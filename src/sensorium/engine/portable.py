@@ -34,7 +34,7 @@ from torch import Tensor
 from sensorium import reading, tensor_files
 from sensorium.config import Section
 from sensorium.engine import checkpoint, rundir
-from sensorium.engine.contract import Saved
+from sensorium.engine.listener import Saved
 from sensorium.errors import CheckpointError, printable
 from sensorium.files import make_folder, replacing
 

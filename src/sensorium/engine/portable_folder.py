@@ -26,7 +26,7 @@ from sensorium import proof, reading
 from sensorium.config import Section
 from sensorium.engine import checkpoint, portable, rundir
 from sensorium.engine.checkpoint import File
-from sensorium.engine.contract import Saved
+from sensorium.engine.listener import Saved
 from sensorium.engine.portable import Head, Portable
 from sensorium.errors import CheckpointError
 from sensorium.files import link_or_copy, write_file

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from sensorium import config as configuration
 from sensorium.engine import checkpoint, optim, portable_folder, rundir
-from sensorium.engine.contract import Begin, Family, Host, Loaded, Saved, Source, Sources
+from sensorium.engine.contract import Begin, Family, Host, Loaded, Source, Sources
 from sensorium.engine.guard import Buffers, Guard
+from sensorium.engine.listener import Saved
 from sensorium.engine.order import Clock, Share
 from sensorium.engine.seeds import reseed
 from sensorium.engine.settings import RunConfig, config_class

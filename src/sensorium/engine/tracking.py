@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import IO, Any, Literal, Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -27,12 +27,10 @@ from rich.text import Text
 from sensorium import config as configuration
 from sensorium.engine.curves import PREFIX, EventFile
 from sensorium.engine.files import cut_back, json_line
+from sensorium.engine.listener import Listener, Saved, ShardListener
 from sensorium.engine.settings import Track
 from sensorium.errors import ConfigError, printable
 from sensorium.files import free_name, make_folder, open_file, rename, sync, told, write_file
-
-if TYPE_CHECKING:  # the contract imports torch
-    from sensorium.engine.contract import Listener, Saved
 
 Level = Literal["info", "warning", "alarm"]
 Advance = Callable[[int, int], None]
@@ -121,19 +119,28 @@ class _Sink(Protocol):
 
 
 class _Wandb:
-    """One Weights & Biases run for one run folder, however often it is resumed."""
+    """One Weights & Biases run for one run folder, however often it is resumed. Raises ConfigError where it is refused
+    there, as without a key."""
 
     def __init__(self, run: Path, settings: Track) -> None:
-        self._run = import_wandb().init(
-            project=settings.wandb_project,
-            entity=settings.wandb_entity,
-            name=run.name,
-            dir=str(run),
-            mode=settings.wandb,
-            id=_wandb_id(run),
-            resume="allow",
-            config=_stored_config(run),
-        )
+        wandb = import_wandb()
+        try:
+            self._run = wandb.init(
+                project=settings.wandb_project,
+                entity=settings.wandb_entity,
+                name=run.name,
+                dir=str(run),
+                mode=None if settings.wandb == "online" else settings.wandb,  # None: as WANDB_MODE says, else online
+                id=_wandb_id(run),
+                resume="allow",
+                config=_stored_config(run),
+            )
+        except wandb.Error as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"Weights & Biases: {reason}; run `wandb login`, or set WANDB_MODE=offline to keep the curves in the "
+                "run folder"
+            ) from error
         # our own axis: after a resume steps are logged again, which the built-in one refuses
         self._run.define_metric("*", step_metric="step")
 
@@ -259,8 +266,6 @@ class Tracker:
 
     def shards(self, saved: Saved) -> Path | None:
         """Where the listener wants DeepSpeed's own files of a checkpoint, if it wants them."""
-        from sensorium.engine.contract import ShardListener
-
         return self._listener.shards(saved) if isinstance(self._listener, ShardListener) else None
 
     def settle(self) -> None:

@@ -10,6 +10,8 @@ from climate_rows import make_batch, make_field, make_llm, settings
 from prithvi_files import BLOCKS, HEADS, MLP, WIDTH, needs_prithvi, whole
 from torch import Tensor, nn
 
+from sensorium import families
+from sensorium.engine.settings import resolve
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.climate_text.config import ModelConfig
 from sensorium.families.climate_text.encoders import FieldFacts, Perceiver, open_encoder, own_channels, own_scalers
@@ -29,6 +31,7 @@ from sensorium.families.climate_text.tokens import (
     pool_windows,
     token_window,
     window_centres,
+    within_code,
 )
 
 SHAPE = PrithviShape(WIDTH, BLOCKS, HEADS, MLP)
@@ -342,6 +345,18 @@ def test_windows_leave_as_many_tokens_as_may_be() -> None:
         token_window((32, 32), (16, 16), 256, (1, 2))
 
 
+def test_the_preset_of_the_globe() -> None:
+    """The grid of MERRA-2 in the published encoder's own units, a token each; a part of a map is refused."""
+    model = resolve(families.load("climate_text"), "llama3_8b_global").model
+    assert (model.llm, model.climate_encoder) == ("meta-llama/Meta-Llama-3-8B", "prithvi")
+    unit = mask_unit(360, 576, 2, model.mask_unit)
+    window = token_window((180, 288), (unit[0] // 2, unit[1] // 2), model.max_climate_tokens, model.token_window)
+    assert unit == (2 * window[0], 2 * window[1]) == mask_unit(360, 576, 2)
+    assert (180 // window[0]) * (288 // window[1]) == model.max_climate_tokens == 216
+    with pytest.raises(ConfigError, match="must divide the grid of 64 x 64 points"):
+        mask_unit(64, 64, 2, model.mask_unit)
+
+
 def test_windows_are_means_with_their_centres() -> None:
     map_BDhw = torch.arange(24.0).view(1, 1, 4, 6)
     tokens = pool_windows(map_BDhw, (2, 3))
@@ -370,6 +385,16 @@ def vit(**changes: object) -> GridVit:
 
 def small_field(**changes: object) -> dict[str, Tensor]:
     return make_field(channels=3, static=1, **changes)  # type: ignore[arg-type]
+
+
+def test_the_place_in_a_field_is_told_whatever_its_degrees() -> None:
+    lat, lon = torch.tensor([[-10.0, -10.0, 30.0, 30.0]]), torch.tensor([[170.0, 200.0, 170.0, 200.0]])
+    code = within_code(lat, lon)
+    torch.testing.assert_close(within_code(lat * 2 + 7, lon / 3), code)
+    assert torch.cdist(code[0], code[0]).fill_diagonal_(9).min() > 0.9
+    torch.testing.assert_close(code[0, 0, :6], torch.zeros(6))  # sines of the south-west corner
+    single = within_code(torch.full((2, 1), 50.0), torch.full((2, 1), 8.0))
+    assert single.isfinite().all()
 
 
 @pytest.mark.parametrize(("sides", "patch", "count"), [((64, 64), 8, 64), ((60, 64), 4, 240), ((32, 32), 8, 16)])

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sensorium import config as configuration
 from sensorium import families
-from sensorium.engine import settings
+from sensorium.data.fields import grammar
+from sensorium.engine import loop, settings
 from sensorium.engine.contract import Batch, Evaluation, Host, Sources
-from sensorium.errors import DataError
+from sensorium.errors import ConfigError, DataError
+from sensorium.families.climate_text.attention import looked_at
+from sensorium.families.climate_text.controls import asked
 from sensorium.families.climate_text.data import EvalSource, TrainSource, spread
 from sensorium.families.climate_text.evaluator import NOT_USED, ClimateEvaluator
 from sensorium.families.climate_text.gallery import field_map
+from sensorium.families.climate_text.ranking import likeliest
 from sensorium.families.climate_text.task import ClimateTextTask, group
 
 FAMILY = families.load("climate_text")
@@ -48,8 +55,32 @@ def source(prepared: tuple[settings.RunConfig, Sources]) -> EvalSource:
     return found
 
 
+Judge = Callable[..., Evaluation]
+
+
+@pytest.fixture
+def judge(prepared: tuple[settings.RunConfig, Sources], source: EvalSource, task: ClimateTextTask) -> Judge:
+    return partial(judged, prepared, source, task)
+
+
+def ranked(source: EvalSource, right: bool) -> np.ndarray:
+    """With the own field the true one of the closed answers, or another; with other fields always the first."""
+    found = np.full((len(source.controls), source.rows), -1)
+    for row, answers in source.closed.items():
+        kind, facts = asked(source.part.entries[row])
+        found[:, row] = 0
+        found[0, row] = (list(answers).index(facts[kind]) + (not right)) % len(answers)
+    return found.reshape(-1)
+
+
 def judged(
-    prepared: tuple[settings.RunConfig, Sources], source: EvalSource, answers: Sequence[Sequence[str]], *, gain: float
+    prepared: tuple[settings.RunConfig, Sources],
+    source: EvalSource,
+    task: ClimateTextTask,
+    answers: Sequence[Sequence[str]],
+    *,
+    gain: float,
+    right: bool = True,
 ) -> Evaluation:
     """The evaluation of these texts by control, with losses of one nat a token, less ``gain`` with the own field."""
     texts, most = source.inputs.texts, prepared[0].data.evaluation.max_new_tokens
@@ -60,16 +91,18 @@ def judged(
     tokens = np.full(len(source), 10)
     loss = tokens * np.where(np.arange(len(source)) < source.rows, 1.0 - gain, 1.0)
     loss = loss + np.random.default_rng(0).normal(0, 0.01, len(source))
-    collected = {"answer": torch.from_numpy(ids), "tokens": torch.from_numpy(tokens), "loss": torch.from_numpy(loss)}
-    return ClimateEvaluator(prepared[0]).score(collected, source, torch.nn.Identity(), final=True)
+    found = {"answer": ids, "tokens": tokens, "loss": loss, "ranked": ranked(source, right)}
+    collected = {name: torch.from_numpy(values) for name, values in found.items()}
+    with torch.no_grad():
+        return ClimateEvaluator(prepared[0]).score(collected, source, task, final=True)
 
 
-def test_who_answers_from_the_field_passes(prepared: tuple[settings.RunConfig, Sources], source: EvalSource) -> None:
+def test_who_answers_from_the_field_passes(judge: Judge, source: EvalSource) -> None:
     """With its own field all is right; with another's it tells what that one shows, without one it is silent."""
     entries = source.part.entries
     own = [entry.target for entry in entries]
     other = [entries[number].target for number in source.partner.tolist()]
-    found = judged(prepared, source, [own, other, [""] * len(own)], gain=0.5)
+    found = judge([own, other, [""] * len(own)], gain=0.5)
     assert found.metrics["facts"] == found.metrics["facts/location"] == 100.0
     assert found.metrics["absent/facts"] == 0.0
     assert found.metrics["shuffled/facts"] < 60
@@ -78,15 +111,58 @@ def test_who_answers_from_the_field_passes(prepared: tuple[settings.RunConfig, S
     assert found.metrics["perplexity"] == pytest.approx(math.exp(0.5), rel=0.01)
     assert found.metrics["perplexity/shuffled"] == pytest.approx(math.e, rel=0.01)
     assert 0 < found.metrics["chance/facts"] < 70
-    assert [row[0] for row in found.tables[0].rows][-1] == "the commonest answer"
-    assert all(row[-1] == "yes" for row in found.tables[1].rows)
+    tables = {table.title: table for table in found.tables}
+    assert [row[0] for row in tables["Answers"].rows][-1] == "the commonest answer"
+    assert all(row[-1] == "yes" for row in tables["Is the field used?"].rows)
+    own_numbers, _, silent, _ = tables["Numbers"].rows
+    assert own_numbers[1:3] == (0.0, 100.0)
+    assert own_numbers[3] == own_numbers[4] == found.metrics["numbers"] > 0
+    assert silent[1:4] == (None, None, 0)
 
 
-def test_who_does_not_look_is_found_out(prepared: tuple[settings.RunConfig, Sources], source: EvalSource) -> None:
+def test_closed_answers_are_ranked_apart(judge: Judge, source: EvalSource) -> None:
+    """Whatever is written; beside what one of them at random would get."""
+    silent = [[""] * source.rows] * 3
+    kinds = [asked(source.part.entries[row])[0] for row in source.closed]
+    assert {"location", "variable", "sign", "trend"} <= set(kinds)
+    for right in (True, False):
+        found = judge(silent, gain=0.5, right=right)
+        assert found.metrics["ranked/facts"] == found.metrics["ranked/facts/location"] == 100.0 * right
+        assert found.metrics["facts"] == 0.0
+        assert found.metrics["chance/ranked/facts/location"] == pytest.approx(100 / 9)
+        assert found.metrics["chance/ranked/facts/sign"] == 50.0
+        assert found.metrics["shuffled/ranked/facts"] == found.metrics["absent/ranked/facts"] < 70
+        [table] = [table for table in found.tables if table.title == "Facts by likelihood"]
+        assert table.columns[1:] == ("facts", *(kind for kind in grammar.TOLD if kind in kinds), "samples")
+    assert replace(source, ranked=0).closed == {}
+    few = replace(source, ranked=3)
+    assert len(few.closed) == 3
+    assert set(few.closed) <= set(source.closed)
+
+
+def test_the_likeliest_is_the_one_with_the_least_loss(source: EvalSource, task: ClimateTextTask) -> None:
+    """As the loss of each answer as a target says, one by one."""
+    few = replace(source, ranked=4)
+    rows = [*few.closed, next(row for row in range(few.rows) if row not in few.closed)]
+    batch = few.collate([few.example(row, 0) for row in rows])
+    with torch.no_grad():
+        found = likeliest(task.model, batch).tolist()
+        for row, number in zip(rows[:-1], found[:-1], strict=True):
+            alone = few.example(row, 0)
+            ways = [few.inputs.texts.target(text) for text in few.closed[row].values()]
+            losses = [task.model(few.collate([{**alone, "target_ids": ids}])).losses().sum() for ids in ways]
+            assert number == int(torch.stack(losses).argmin())
+    assert found[-1] == -1
+    other = {**batch, "input_ids": batch["input_ids"].masked_fill(batch["target_mask"], 65)}
+    assert likeliest(task.model, other).tolist() == found
+    assert len(set(found[:-1])) > 1
+
+
+def test_who_does_not_look_is_found_out(judge: Judge, source: EvalSource) -> None:
     """Negative twin: the same right answers with every field come from the text, not from the field."""
     own = [entry.target for entry in source.part.entries]
     for gain in (0.0, 0.5):
-        found = judged(prepared, source, [own, own, own], gain=gain)
+        found = judge([own, own, own], gain=gain)
         assert found.metrics["facts"] == found.metrics["shuffled/facts"] == 100.0
         assert found.metrics["climate_used"] == 0.0
         [warning] = found.warnings
@@ -95,11 +171,9 @@ def test_who_does_not_look_is_found_out(prepared: tuple[settings.RunConfig, Sour
         assert ("loss, below" in warning) is (gain == 0.0)
 
 
-def test_the_report_shows_maps_and_all_answers(
-    prepared: tuple[settings.RunConfig, Sources], source: EvalSource
-) -> None:
+def test_the_report_shows_maps_and_all_answers(judge: Judge, source: EvalSource) -> None:
     own = [entry.target for entry in source.part.entries]
-    found = judged(prepared, source, [own, own, own], gain=0.0)
+    found = judge([own, own, own], gain=0.0)
     [gallery] = found.galleries
     assert [card.query.image for card in gallery.cards] == list(found.pictures) == [f"map-{n}.png" for n in range(3)]
     assert gallery.cards[0].query.caption == source.part.entries[0].text
@@ -111,8 +185,29 @@ def test_the_report_shows_maps_and_all_answers(
         "with no field",
     ]
     assert gallery.cards[0].found[1].right is True
+    assert "gated cross attention" in (gallery.note or "")
+    with Image.open(io.BytesIO(found.pictures["map-0.png"])) as image:
+        assert image.width > 800  # the attention stands beside the field
     assert len(found.details["answers"]) == source.rows
     assert found.details["answers"][0]["own"] == source.part.entries[0].target
+
+
+def test_attention_is_over_the_windows_of_the_field(source: EvalSource, task: ClimateTextTask) -> None:
+    batch = source.collate([source.example(0, 0)])
+    shares = looked_at(task.model, batch)
+    assert shares is not None
+    with torch.no_grad():
+        tokens, lat, lon = task.model.encoder.encode(batch)
+        flat = task.model.attention(batch)[0].numpy()
+    assert shares.sum() == pytest.approx(1.0, abs=1e-5)
+    assert shares.shape == (3, 3)
+    for number, value in enumerate(flat):
+        row, column = (int((ticks[0].unique() < ticks[0, number]).sum()) for ticks in (lat, lon))
+        assert shares[row, column] == value
+    encoded = {**batch, "climate_tokens": tokens, "token_lat": lat, "token_lon": lon}
+    np.testing.assert_allclose(looked_at(task.model, encoded), shares, atol=1e-6)
+    joined = {name: torch.cat([encoded[name]] * 2, dim=1) for name in ("climate_tokens", "token_lat", "token_lon")}
+    assert looked_at(task.model, {**batch, **joined}) is None  # two fields in one
 
 
 def test_the_map_is_of_what_is_asked(source: EvalSource) -> None:
@@ -159,6 +254,9 @@ def test_losses_and_answers_of_a_batch(
     assert int(asked.sum()) == 2 * 3
     assert (found["answer"][~asked] == -1).all()
     assert (found["answer"][asked][:, 0] >= 0).all()
+    assert set((found["ranked"] >= 0).nonzero()[:, 0].tolist()) == {
+        row + control * few.rows for row in few.closed for control in range(3)
+    }
     assert evaluator.collect(task, batch, final=False).keys() == {"loss", "tokens"}
 
 
@@ -194,11 +292,27 @@ def test_validation_must_not_be_training(prepared: tuple[settings.RunConfig, Sou
         FAMILY.sources(settings.resolve(FAMILY, "tiny", none), Host())
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid_vit": {"patch": 5}}, r"patch 5 does not divide the grid of 24 x 24 points"),
+        ({"token_window": [2, 2]}, r"token_window \[2, 2\]: must divide the unit of 3 x 3 patches"),
+    ],
+)
+def test_patches_that_do_not_fit_are_refused_before_a_run_is_begun(
+    prepared: tuple[settings.RunConfig, Sources], tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    folders = {"demo": None, "train_path": str(prepared[1].train.part.folder), "val_path": None}
+    config = settings.resolve(FAMILY, "tiny", {"data": folders, "model": changes})
+    with pytest.raises(ConfigError, match=message):
+        loop.train(FAMILY, config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_parameter_groups(task: ClimateTextTask) -> None:
     groups = {name: group(name, parameter) for name, parameter in task.named_parameters()}
-    assert set(groups.values()) == {
-        f"{part}{ending}" for part in ("encoder", "llm", "fusion") for ending in ("", "_no_decay")
-    }
+    parts = {f"{part}{ending}" for part in ("encoder", "llm", "fusion") for ending in ("", "_no_decay")}
+    assert set(groups.values()) == parts | {"gates_no_decay"}
     assert all(group_.endswith("_no_decay") for name, group_ in groups.items() if name.endswith("bias"))
 
 

@@ -15,8 +15,9 @@ from sensorium import config as configuration
 from sensorium.errors import ConfigError
 from sensorium.families.climate_text.config import ModelConfig
 from sensorium.families.climate_text.encoders import FieldFacts, checkpointed_layers
-from sensorium.families.climate_text.llm import RANDOM, open_llm, open_tokenizer, random_llm
+from sensorium.families.climate_text.llm import open_llm, open_tokenizer
 from sensorium.families.climate_text.model import ClimateTextFusion
+from sensorium.families.climate_text.tiny_llm import RANDOM, random_llm
 
 
 @pytest.fixture
@@ -95,13 +96,15 @@ def test_a_tokenizer_without_an_end_is_refused(folder: Path) -> None:
         open_tokenizer(ModelConfig(llm=str(folder)))
 
 
-def test_the_random_model_reads_bytes_and_is_always_the_same() -> None:
+def test_the_random_model_reads_anything_and_is_always_the_same() -> None:
     model = ModelConfig(llm=RANDOM)
     tokenizer = open_tokenizer(model)
     text = "Grüße: 5 °C, 雨 \n<end>"
     ids = tokenizer(text[:-5])["input_ids"]
-    assert len(ids) == len(text[:-5].encode())
     assert tokenizer.decode(ids) == text[:-5]
+    known = "Over the Sahara, which of the northern and southern halves has the higher anomaly of 2 m temperature?"
+    assert len(tokenizer(known)["input_ids"]) < len(known.split()) + 8  # whole words, digits apart
+    assert 400 < len(tokenizer) < 1500
     assert tokenizer(text)["input_ids"][-1] == tokenizer.eos_token_id
     torch.manual_seed(7)
     expected = torch.rand(1)
@@ -146,10 +149,6 @@ def test_no_code_of_a_folder_is_run(folder: Path) -> None:
     ("changes", "line"),
     [
         ({"encoder_path": "a.pt", "random_init": True}, "encoder_path is given, but random_init is true"),
-        (
-            {"encoder_path": "a.pt", "climate_encoder": "grid_vit"},
-            "but climate_encoder is grid_vit, which has no weights",
-        ),
         ({"mask_unit": [8, 8], "climate_encoder": "grid_vit"}, "grid_vit has no units"),
         ({"mask_unit": [0, 8]}, r"mask_unit \[0, 8\]: both sides must be 1 or more"),
         ({"token_window": "small"}, "token_window"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,8 @@ import sensorium
 from sensorium import cli, families, use
 from sensorium.data.fields import channels, tree
 from sensorium.engine import loop, settings
-from sensorium.engine.contract import Host, Looked
-from sensorium.errors import ConfigError, DataError
+from sensorium.engine.contract import Evaluation, Host, Looked
+from sensorium.errors import ConfigError, DataError, RunError
 from sensorium.families.climate_text.asked import Field, Place
 from sensorium.families.climate_text.data import EvalSource
 from sensorium.families.climate_text.use import Answers
@@ -206,6 +207,23 @@ def test_the_command(run: Path, file: Path, tmp_path: Path) -> None:
     assert "bbox and variables are for gridded files" in ask(*base, "--bbox", "1,2,3,4")[2]
     with pytest.raises(DataError, match="no such file"):
         use.answerer(run).answer_file(QUESTION, Looked(tmp_path / "no.nc"), print, compare=False, picture=False)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_use_of_the_field_may_be_required(
+    run: Path, tmp_path: Path, used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was hardly trained does not use it; told that it does, the same command passes."""
+    shutil.copytree(run, tmp_path / "run")
+    if used:
+        monkeypatch.setattr("sensorium.engine.evaluate.evaluate_run", lambda *_: Evaluation({"climate_used": 1.0}))
+    words = ["evaluate", str(tmp_path / "run"), "--split", "val", "--require-climate-use"]
+    found = CliRunner().invoke(cli.app, words)
+    assert isinstance(found.exception, RunError) is not used
+    if not used:
+        assert "CLIMATE NOT USED" in found.output
+        assert str(found.exception).endswith("the field is not used, and --require-climate-use asks for it")
+    assert CliRunner().invoke(cli.app, words[:-1]).exit_code == 0
 
 
 def test_an_export_answers_alike(run: Path, file: Path, tmp_path: Path) -> None:

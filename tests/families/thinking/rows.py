@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import multiprocessing
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.multiprocessing import start_processes
 
 from sensorium.data.items import MODALITIES, Modality
 from sensorium.engine.contract import Batch
@@ -86,3 +89,9 @@ def gradients(task: ThinkingTask, batch: Batch) -> dict[str, Tensor]:
     task.zero_grad()
     task(batch).loss.backward()
     return {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+
+
+def in_two_processes(work: Callable[[int, str], None], folder: Path) -> None:
+    """``work(rank, folder)``, both forked from one process that has imported the family, once for all files."""
+    multiprocessing.set_forkserver_preload(["torch._dynamo", "sensorium.families.thinking.task", "pytest"])
+    start_processes(work, (str(folder),), nprocs=2, start_method="forkserver")

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from rows import SMALL, build, changed, make, moved, pick, without
-from torch import Tensor, distributed, multiprocessing, nn
+from rows import SMALL, build, changed, in_two_processes, make, moved, pick, without
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sensorium.data.items import MODALITIES, Modality
@@ -303,7 +303,7 @@ def rows_of_two() -> Batch:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with what two gloo processes find, each with half of the batch."""
     folder = tmp_path_factory.mktemp("halves")
-    multiprocessing.spawn(_rank, (str(folder),), nprocs=2)
+    in_two_processes(_rank, folder)
     return folder
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from rows import SMALL, build, changed, gradients, make, moved, only, pick, without
-from torch import Tensor, distributed, multiprocessing, nn
+from rows import SMALL, build, changed, gradients, in_two_processes, make, moved, only, pick, without
+from torch import Tensor, distributed, nn
 
 from sensorium.data.items import MODALITIES
 from sensorium.engine.contract import Batch
@@ -376,7 +376,7 @@ def _one_process(rank: int, folder: str) -> None:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with loss and gradients as two gloo processes find them, each with half of the batch."""
     folder = tmp_path_factory.mktemp("two")
-    multiprocessing.spawn(_one_process, (str(folder),), nprocs=2)
+    in_two_processes(_one_process, folder)
     return folder
 
 

@@ -71,11 +71,14 @@ class ModelConfig(Section):
     encoder_path: str | None = Field(
         None,
         min_length=1,
-        description="Weights of Prithvi WxC: a folder of `sensorium export climate-encoder`, or the downloaded `.pt`.",
+        description="Weights of the encoder. Prithvi WxC: a folder of `sensorium export climate-encoder`, or the "
+        "downloaded `.pt`. `grid_vit`: a run of this family that trained one, with any language model; it says the "
+        "shape.",
     )
     random_init: bool = Field(False, description="Draw Prithvi's weights at random instead, in the shape `prithvi`.")
     freeze_encoder: bool = Field(
-        True, description="Keep Prithvi's weights as they are. `grid_vit`, which has none yet, is always trained."
+        True,
+        description="Keep the encoder's weights as they are. A `grid_vit` without `encoder_path` is always trained.",
     )
     prithvi: PrithviConfig = PrithviConfig()
     grid_vit: GridVitConfig = GridVitConfig()
@@ -130,9 +133,8 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _agree(self) -> ModelConfig:
         prithvi = self.climate_encoder == "prithvi"
-        if self.encoder_path is not None and (self.random_init or not prithvi):
-            other = "random_init is true" if prithvi else "climate_encoder is grid_vit, which has no weights"
-            raise ValueError(f"encoder_path is given, but {other}; leave one of them out")
+        if self.encoder_path is not None and self.random_init:
+            raise ValueError("encoder_path is given, but random_init is true; leave one of them out")
         if self.objective != "lm" and self.contrastive_weight:
             raise ValueError("contrastive_weight goes with objective lm; set it to 0")
         if not prithvi and (self.mask_unit != "auto" or self.encoder_shifting):

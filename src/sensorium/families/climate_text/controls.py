@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -61,16 +61,18 @@ def _owner(entry: Entry) -> str:
     return f"group {entry.group}" if entry.facts is None and entry.group else entry.climate_file
 
 
-def _asked(entry: Entry) -> str:
-    return "" if entry.facts is None else str(entry.facts.get("asked", ""))
+def asked(entry: Entry) -> tuple[str, Mapping[str, Any]]:
+    """Kind of an entry's question, empty for free text, and what is true of its field."""
+    known = entry.facts or {}
+    return str(known.get("asked", "")), known
 
 
 def _question_place(entry: Entry) -> tuple[str, ...]:
-    return (_asked(entry), entry.location or "")
+    return (asked(entry)[0], entry.location or "")
 
 
 def _question(entry: Entry) -> tuple[str, ...]:
-    return (_asked(entry),)
+    return (asked(entry)[0],)
 
 
 def _all(entry: Entry) -> tuple[str, ...]:

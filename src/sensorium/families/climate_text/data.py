@@ -14,7 +14,7 @@ Where a frozen encoder's tokens are kept, ``climate_tokens`` ``[B, N, D]`` with 
 ``[B, N]`` stand in place of field, static fields, climatology, positions and times.
 
 A batch of an evaluation also holds ``row`` and ``control`` ``[B]`` int64 and ``answered`` ``[B]`` bool, see
-``EvalSource``.
+``EvalSource``, and ``candidates``, see ``ranking.pack``.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from sensorium.data.fields.tree import Entry, Layout
 from sensorium.engine.contract import Batch, Mix
 from sensorium.engine.seeds import derive, generator
 from sensorium.errors import DataError
+from sensorium.families.climate_text import ranking
 from sensorium.families.climate_text.controls import CONTROLS, Control, others
 from sensorium.families.climate_text.prompts import Texts
 
@@ -61,6 +62,9 @@ class EvaluationConfig(Section):
 
     answers: int | None = Field(
         300, ge=1, description="So many samples, spread evenly, are answered, under each control; null: all."
+    )
+    ranked: int = Field(
+        100, ge=0, description="Of these, so many are also asked which closed answer is likeliest; 0: none."
     )
     max_new_tokens: int = Field(64, ge=1, le=4096, description="Tokens of an answer at most.")
     maps: int = Field(16, ge=0, le=100, description="Samples that the report shows.")
@@ -295,7 +299,8 @@ class EvalSource:
 
     Sample ``index`` is entry ``row = index % N`` under control number ``index // N`` of ``controls``. Whose field the
     control ``shuffled`` takes follows from ``seed`` alone. ``answers``: so many entries, spread evenly, are to be
-    answered; None: all. ``usual``: the commonest value of each fact in training, by kind of question and fact.
+    answered; None: all. ``ranked``: so many of those, of which each closed answer is judged, too. ``usual``: the
+    commonest value of each fact in training, by kind of question and fact.
     """
 
     part: Part
@@ -303,6 +308,7 @@ class EvalSource:
     controls: tuple[Control, ...] = CONTROLS
     seed: int = 0
     answers: int | None = None
+    ranked: int = 0
     usual: Mapping[tuple[str, str], Any] = field(default_factory=dict)
     groups: np.ndarray | None = None
     mix: Mix | None = None
@@ -315,6 +321,11 @@ class EvalSource:
         seed = derive(self.seed, "shuffled")
         self.partner = others(self.part.entries, seed) if wanted else np.arange(len(self.part.entries))
         self.answered = spread(self.rows, self.answers)
+        labels = list(self.part.layout.labels.values())
+        closed = {row: ranking.closed(self.part.entries[row], labels) for row in np.flatnonzero(self.answered).tolist()}
+        rows = [row for row, answers in closed.items() if answers]
+        chosen = spread(len(rows), self.ranked) if rows and self.ranked else [False] * len(rows)
+        self.closed = {row: closed[row] for row, taken in zip(rows, chosen, strict=True) if taken}
 
     @property
     def rows(self) -> int:
@@ -337,12 +348,14 @@ class EvalSource:
             "row": row,
             "control": CONTROLS.index(kind),
             "answered": bool(self.answered[row]),
+            "candidates": [self.inputs.texts.target(text) for text in self.closed.get(row, {}).values()],
         }
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
         batch = collate(examples, self.inputs.texts.pad)
         for name in ("row", "control", "answered"):
             batch[name] = torch.tensor([one[name] for one in examples])
+        batch["candidates"] = ranking.pack([one["candidates"] for one in examples])
         return batch
 
 

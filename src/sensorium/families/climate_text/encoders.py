@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,19 @@ from sensorium.data.fields.channels import CONSTANT, MERRA2_160, Scalers
 from sensorium.errors import ConfigError
 from sensorium.families.climate_text.config import ModelConfig
 from sensorium.families.climate_text.grid_vit import GridVit
+from sensorium.families.climate_text.grid_vit_weights import find_vit, require_reads
 from sensorium.families.climate_text.prithvi import PrithviEncoder, random_shape
 from sensorium.families.climate_text.prithvi_weights import find_weights, open_prithvi
 from sensorium.parts.attention import CrossAttention, Mlp, init_weights
 
 
 class Encoder(Protocol):
-    """What reads fields."""
+    """What reads fields. ``window``: side lengths, in grid points, of what a token of a field of so many times stands
+    for."""
 
     width: int
+
+    def window(self, height: int, width: int, times: int) -> tuple[int, int]: ...
 
     @property
     def identity(self) -> str: ...
@@ -54,7 +58,7 @@ class FieldFacts:
 
 def trains_encoder(model: ModelConfig) -> bool:
     """Whether the encoder learns, so that its tokens cannot be stored."""
-    return model.climate_encoder == "grid_vit" or not model.freeze_encoder
+    return not model.freeze_encoder or (model.climate_encoder == "grid_vit" and model.encoder_path is None)
 
 
 def open_encoder(model: ModelConfig, facts: FieldFacts, dtype: torch.dtype = torch.float32) -> PrithviEncoder | GridVit:
@@ -66,8 +70,7 @@ def open_encoder(model: ModelConfig, facts: FieldFacts, dtype: torch.dtype = tor
     """
     trains = trains_encoder(model)
     if model.climate_encoder == "grid_vit":
-        layers = checkpointed_layers(model, model.grid_vit.depth)
-        return GridVit(model, facts.channels, facts.times, facts.static, layers)
+        return _frozen_unless(_open_vit(model, facts, trains=trains), trains, dtype)
     if model.random_init:
         shape = random_shape(model.prithvi)
         layers = checkpointed_layers(model, shape.layers) if trains else ()
@@ -80,12 +83,27 @@ def open_encoder(model: ModelConfig, facts: FieldFacts, dtype: torch.dtype = tor
     return _frozen_unless(open_prithvi(found, model, torch.float32 if trains else dtype, layers), trains, dtype)
 
 
-def _frozen_unless(encoder: PrithviEncoder, trains: bool, dtype: torch.dtype) -> PrithviEncoder:
+def _open_vit(model: ModelConfig, facts: FieldFacts, *, trains: bool) -> GridVit:
+    reads = (facts.channels, facts.times, facts.static)
+    if model.encoder_path is None:
+        return GridVit(model, *reads, checkpointed_layers(model, model.grid_vit.depth))
+    found = find_vit(encoder_path(model))
+    require_reads(found, reads)
+    layers = checkpointed_layers(model, found.shape.depth) if trains else ()
+    encoder = GridVit(model.model_copy(update={"grid_vit": found.shape}), *reads, layers)
+    encoder.load_state_dict(found.weights)
+    return encoder
+
+
+EitherEncoder = TypeVar("EitherEncoder", PrithviEncoder, GridVit)
+
+
+def _frozen_unless(encoder: EitherEncoder, trains: bool, dtype: torch.dtype) -> EitherEncoder:
     return encoder if trains else encoder.to(dtype).eval().requires_grad_(False)
 
 
 def encoder_path(model: ModelConfig) -> Path:
-    """Where Prithvi's weights lie. Raises ConfigError where nothing is named."""
+    """Where the encoder's weights lie. Raises ConfigError where nothing is named."""
     if model.encoder_path is None:
         raise ConfigError(
             "model.encoder_path is missing: the .pt of Prithvi WxC, or the folder that `sensorium export "
@@ -97,7 +115,9 @@ def encoder_path(model: ModelConfig) -> Path:
 
 def own_scalers(model: ModelConfig) -> Scalers | None:
     """The scalers that the encoder's weights were trained with; None: those of the data are to be used."""
-    if model.climate_encoder == "grid_vit" or model.random_init:
+    if model.climate_encoder == "grid_vit":
+        return None if model.encoder_path is None else find_vit(encoder_path(model)).scalers
+    if model.random_init:
         return None
     return find_weights(encoder_path(model)).scalers
 
@@ -105,7 +125,10 @@ def own_scalers(model: ModelConfig) -> Scalers | None:
 def own_channels(model: ModelConfig) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     """Names of the channels and of the static fields that the encoder reads, in its order; None: any of them."""
     if model.climate_encoder == "grid_vit":
-        return None
+        if model.encoder_path is None:
+            return None
+        found = find_vit(encoder_path(model))
+        return found.names, found.static
     return tuple(channel.name for channel in MERRA2_160), tuple(channel.name for channel in CONSTANT)
 
 

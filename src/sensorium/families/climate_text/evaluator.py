@@ -20,15 +20,16 @@ from sensorium.engine.contract import Batch, Evaluation, Source, Table
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import DataError
 from sensorium.families.climate_text import scoring
-from sensorium.families.climate_text.controls import CONTROLS
-from sensorium.families.climate_text.data import EvalSource
+from sensorium.families.climate_text.attention import looked_at
+from sensorium.families.climate_text.controls import CONTROLS, asked
+from sensorium.families.climate_text.data import EvalSource, collate
 from sensorium.families.climate_text.data import texts as texts_of
 from sensorium.families.climate_text.gallery import Answered, gallery
 from sensorium.families.climate_text.llm import open_tokenizer
 from sensorium.families.climate_text.model import Decoding
 from sensorium.families.climate_text.prompts import Texts
+from sensorium.families.climate_text.ranking import likeliest
 from sensorium.families.climate_text.scoring import Difference
-from sensorium.families.climate_text.sources import asked
 from sensorium.families.climate_text.task import ClimateTextTask, sections
 
 NOT_USED = "CLIMATE NOT USED"
@@ -67,13 +68,15 @@ class ClimateEvaluator:
         return texts_of(open_tokenizer(model), data)
 
     def collect(self, task: nn.Module, batch: Batch, *, final: bool) -> Mapping[str, Tensor]:
-        """``loss`` ``[B]``: sums over the ``tokens`` ``[B]`` of a target; ``answer`` ``[B, M]``, -1 behind its end."""
+        """``loss`` ``[B]``: sums over the ``tokens`` ``[B]`` of a target; ``answer`` ``[B, M]``, -1 behind its end;
+        ``ranked`` ``[B]``: number of the likeliest closed answer, -1 where none is sought."""
         assert isinstance(task, ClimateTextTask)
         said, count = task.model(batch), len(batch["input_ids"])
         tokens = torch.bincount(said.rows, minlength=count)
         found = {"loss": said.per_row(count).float(), "tokens": tokens}
         if final:
             found["answer"] = self._answers(task, batch)
+            found["ranked"] = likeliest(task.model, batch)
         return found
 
     def _answers(self, task: ClimateTextTask, batch: Batch) -> Tensor:
@@ -87,7 +90,6 @@ class ClimateEvaluator:
         return answers
 
     def score(self, collected: Mapping[str, Tensor], source: Source, task: nn.Module, *, final: bool) -> Evaluation:
-        del task
         if not isinstance(source, EvalSource):
             raise DataError("the training split has no controls to be compared with; evaluate val or test")
         loss_KN, tokens_KN = (collected[name].numpy().reshape(-1, source.rows) for name in ("loss", "tokens"))
@@ -107,11 +109,15 @@ class ClimateEvaluator:
         overlaps = {name: scoring.overlap(_references(judged, source), judged.texts[name]) for name in judged.texts}
         if overlaps["own"].rouge_l is not None and overlaps["own"].bleu is not None:
             metrics |= {"rouge_l": overlaps["own"].rouge_l, "bleu": overlaps["own"].bleu}
-        tables = (_answers_table(judged, metrics, overlaps), _used_table(compared), *_unseen(judged, source))
+        tables = [_answers_table(judged, metrics, overlaps), _used_table(compared)]
+        for found, table in (_by_likelihood(collected["ranked"].numpy(), source), _numbers(judged, source)):
+            metrics |= found
+            tables += table
+        tables += _unseen(judged, source)
         warnings = () if used else (_not_used(compared),)
-        shown, pictures = gallery(self._shown(judged, source), source)
+        shown, pictures = gallery(self._shown(judged, source, task), source)
         details = {"answers": [_detail(judged, source, place) for place in range(len(judged.rows))]}
-        return Evaluation(metrics, tables, shown, warnings, details, pictures)
+        return Evaluation(metrics, tuple(tables), shown, warnings, details, pictures)
 
     # --- answers
 
@@ -133,15 +139,24 @@ class ClimateEvaluator:
     def _said(self, ids_M: np.ndarray) -> str:
         return self._texts.said([number for number in ids_M.tolist() if number >= 0])
 
-    def _shown(self, judged: _Judged, source: EvalSource) -> list[Answered]:
+    def _shown(self, judged: _Judged, source: EvalSource, task: nn.Module) -> list[Answered]:
         """Entries spread evenly over the split, not chosen by success."""
+        assert isinstance(task, ClimateTextTask)
         places = np.linspace(0, len(judged.rows) - 1, min(self.settings.maps, len(judged.rows))).round().astype(int)
         found = []
         for place in places.tolist() if self.settings.maps else []:
             right = judged.right["own"][place]
             texts = {_ROWS[name]: judged.texts[name][place] for name in source.controls}
-            found.append(Answered(judged.rows[place], texts, all(right.values()) if right else None))
+            row, said = judged.rows[place], next(iter(texts.values()))
+            seen = self._attention(row, said, source, task) if said else None
+            found.append(Answered(row, texts, all(right.values()) if right else None, seen))
         return found
+
+    def _attention(self, row: int, said: str, source: EvalSource, task: ClimateTextTask) -> np.ndarray | None:
+        """What the words of an answer with the own field look at, ``[h, w]``."""
+        batch = collate([{**source.example(row, 0), "target_ids": self._texts.target(said)}], self._texts.pad)
+        device = next(task.parameters()).device
+        return looked_at(task.model, {name: tensor.to(device) for name, tensor in batch.items()})
 
 
 def _usual_text(entry: Entry, usual: Mapping[tuple[str, str], Any]) -> str:
@@ -237,6 +252,59 @@ def _used_table(compared: Mapping[str, Difference]) -> Table:
         "bootstrap over fields, of free text over blocks of time). The field is used when all of them lie above zero."
     )
     return Table("Is the field used?", ("gain in", "mean", "low", "high", "above zero"), lines, note)
+
+
+def _by_likelihood(ranked_KN: np.ndarray, source: EvalSource) -> tuple[dict[str, float], list[Table]]:
+    """Facts that the model holds for the likeliest of the closed answers; nothing where none was to be ranked."""
+    if not source.closed:
+        return {}, []
+    entries = source.part.entries
+    kinds = {row: asked(entries[row])[0] for row in source.closed}
+    there = [kind for kind in grammar.TOLD if kind in kinds.values()]
+    right: dict[str, dict[int, float]] = {
+        control: {
+            row: float(list(answers)[ranked_N[row]] == asked(entries[row])[1][kinds[row]])
+            for row, answers in source.closed.items()
+        }
+        for control, ranked_N in zip(source.controls, ranked_KN.reshape(-1, source.rows), strict=True)
+    }
+    right["chance"] = {row: 1 / len(answers) for row, answers in source.closed.items()}
+    metrics, lines = {}, []
+    for control, words in (*_ROWS.items(), ("chance", "nothing: one of the answers at random")):
+        if control not in right:
+            continue
+        shares = [
+            100 * float(np.mean([value for row, value in right[control].items() if fact in (None, kinds[row])]))
+            for fact in (None, *there)
+        ]
+        prefix = "" if control == "own" else f"{control}/"
+        names = [f"{prefix}ranked/facts", *(f"{prefix}ranked/facts/{fact}" for fact in there)]
+        metrics |= dict(zip(names, shares, strict=True))
+        lines.append((words, *shares, len(source.closed)))
+    note = (
+        "Which of the closed answers of its question the model holds for the likeliest, percent right. It may know "
+        "more than it writes; whether the field is used is judged by what it writes."
+    )
+    return metrics, [Table("Facts by likelihood", ("ranked with", "facts", *there, "samples"), tuple(lines), note)]
+
+
+def _numbers(judged: _Judged, source: EvalSource) -> tuple[dict[str, float], list[Table]]:
+    """Numbers of the texts beside those of the references; nothing where these hold none."""
+    references = _references(judged, source)
+    most = scoring.numbers(references, references)[2]
+    if not most:
+        return {}, []
+    metrics, lines = {}, []
+    for name, words in (*_ROWS.items(), ("usual", _USUAL)):
+        if name not in judged.texts:
+            continue
+        error, close, count = scoring.numbers(references, judged.texts[name])
+        lines.append((words, error if count else None, close if count else None, count, most))
+        if name == "own":
+            metrics = {"numbers": float(count)} | ({"numbers/error": error, "numbers/close": close} if count else {})
+    note = "Mean absolute error, and percent within 10 %, of the texts that hold one number where the reference does."
+    columns = ("answered with", "error", "within 10 %", "texts with a number", "references with one")
+    return metrics, [Table("Numbers", columns, tuple(lines), note)]
 
 
 def _unseen(judged: _Judged, source: EvalSource) -> Iterator[Table]:

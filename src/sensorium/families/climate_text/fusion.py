@@ -3,8 +3,8 @@
 Legend: B rows, N climate tokens, S text positions, E width of the language model, D of the encoder, F of the fusion,
 H heads, d = F / H.
 
-Every gate is the tanh of a number that begins as 0, so that the language model begins as itself. What is to be left out
-of a row is left out by a factor or a mask, never by skipping a module: where ranks run different modules, ZeRO-3 hangs.
+Every gate is the tanh of numbers that begin as 0, so that the language model begins as itself. What is to be left out
+of a row is left out by a mask, never by skipping a module: where ranks run different modules, ZeRO-3 hangs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sensorium.errors import ConfigError
-from sensorium.families.climate_text.tokens import PLACE_WIDTH, place_code
+from sensorium.families.climate_text.tokens import PLACE_WIDTH, WITHIN_WIDTH, place_code, within_code
 from sensorium.parts.attention import CrossAttention, Keys, Mlp, attend, full_precision, init_weights, split_heads
 
 
@@ -26,8 +26,8 @@ from sensorium.parts.attention import CrossAttention, Keys, Mlp, attend, full_pr
 class Running:
     """The climate of the forward pass that runs now.
 
-    ``climate`` ``[B, N, F]`` as the next block will find it; ``mask`` ``[B, N]`` bool; ``strength`` ``[B]`` 1 or 0: the
-    row has climate or not; ``prompt`` ``[B, S]`` bool: positions that climate may read. ``kept``: what text reads in
+    ``climate`` ``[B, N, F]`` as the next block will find it; ``mask`` ``[B, N]`` bool; ``given`` ``[B]`` bool: the row
+    has climate or not; ``prompt`` ``[B, S]`` bool: positions that climate may read. ``kept``: what text reads in
     each block, once the prompt was read. ``prefix`` ``[B, N + 2, E]``, ``added`` ``[B, E]``: of the other modes.
     ``chosen``: ``[B, S]`` bool, positions whose logits are wanted; None: all. ``shares``: where blocks are to leave how
     much each position looks at each token, ``[B, S, N]``; None: nowhere.
@@ -35,7 +35,7 @@ class Running:
 
     climate: Tensor
     mask: Tensor
-    strength: Tensor
+    given: Tensor
     prompt: Tensor
     kept: dict[int, Keys] = field(default_factory=dict)
     prefix: Tensor | None = None
@@ -51,8 +51,8 @@ class Running:
 
         prefix = None if self.prefix is None else rows(self.prefix)
         added = None if self.added is None else rows(self.added)
-        climate, mask, strength, prompt = map(rows, (self.climate, self.mask, self.strength, self.prompt))
-        return Running(climate, mask, strength, prompt, prefix=prefix, added=added)
+        climate, mask, given, prompt = map(rows, (self.climate, self.mask, self.given, self.prompt))
+        return Running(climate, mask, given, prompt, prefix=prefix, added=added)
 
 
 class Holder:
@@ -90,28 +90,34 @@ def places(depth: int, count: int) -> tuple[int, ...]:
 
 
 class Projector(nn.Module):
-    """Tokens of the encoder ``[B, N, D]`` to ``[B, N, F]``, with a code of the place of each."""
+    """Tokens of the encoder ``[B, N, D]`` to ``[B, N, F]``, with codes of where on the globe and in the field each
+    lies."""
 
     def __init__(self, token_width: int, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(token_width)
         self.inner, self.outer = nn.Linear(token_width, width), nn.Linear(width, width)
-        self.place = nn.Linear(PLACE_WIDTH, width)
+        self.place, self.within = nn.Linear(PLACE_WIDTH, width), nn.Linear(WITHIN_WIDTH, width)
         init_weights(self)
 
     def forward(self, tokens_BND: Tensor, lat_BN: Tensor, lon_BN: Tensor) -> Tensor:
         dtype = self.inner.weight.dtype
         x = self.outer(functional.gelu(self.inner(self.norm(tokens_BND.to(dtype)))))
-        found: Tensor = x + self.place(place_code(lat_BN, lon_BN).to(dtype))
+        x = x + self.place(place_code(lat_BN, lon_BN).to(dtype))
+        found: Tensor = x + self.within(within_code(lat_BN, lon_BN).to(dtype))
         return found
 
 
 class Gate(nn.Module):
-    """``tanh(g)`` times an update; ``g`` begins as 0."""
+    """``tanh(g)`` times an update, a ``g`` for each of its numbers; all begin as 0.
 
-    def __init__(self) -> None:
+    One ``g`` for the whole update, as published, stays shut for long: what an untrained update would change for the
+    better and for the worse cancels out in its gradient.
+    """
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.zeros(1))
+        self.gain = nn.Parameter(torch.zeros(width))
 
     def forward(self, update: Tensor) -> Tensor:
         return self.gain.tanh().to(update.dtype) * update
@@ -177,17 +183,17 @@ class FusionBlock(nn.Module):
     def __init__(self, text_width: int, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.climate_reads = Look(width, text_width, width, heads)
-        self.climate_gate = Gate()
+        self.climate_gate = Gate(width)
         self.climate_mlp = Mlp(width, 4)
         self.text_reads = Look(text_width, width, width, heads)
-        self.text_gate = Gate()
+        self.text_gate = Gate(text_width)
         self.text_mlp = GatedMlp(text_width, width)
-        self.text_mlp_gate = Gate()
+        self.text_mlp_gate = Gate(text_width)
         self.dropout = nn.Dropout(dropout)
         init_weights(self.climate_mlp)
 
     def forward(
-        self, text_BSE: Tensor, climate: tuple[Tensor, Tensor], prompt_BS: Tensor, strength_B: Tensor, kept: Keys | None
+        self, text_BSE: Tensor, climate: tuple[Tensor, Tensor], prompt_BS: Tensor, kept: Keys | None
     ) -> tuple[Tensor, Tensor, Keys]:
         """The text, the climate and what the text read of it. ``climate``: ``[B, N, F]`` and mask ``[B, N]``; ``kept``:
         the prompt was read already, and ``prompt`` is not looked at."""
@@ -199,10 +205,26 @@ class FusionBlock(nn.Module):
             tokens = tokens + self.climate_gate(self.dropout(update))
             tokens = tokens + self.dropout(self.climate_mlp(tokens))
             keys = self.text_reads.keys(tokens, mask)
-        strength = strength_B.to(x.dtype)[:, None, None]
-        x = x + strength * self.text_gate(self.dropout(self.text_reads(x, keys)))
-        x = x + strength * self.text_mlp_gate(self.dropout(self.text_mlp(x)))
+        x = x + self.text_gate(self.dropout(self.text_reads(x, keys)))
+        x = x + self.text_mlp_gate(self.dropout(self.text_mlp(x)))
         return x.to(text_BSE.dtype), tokens, keys
+
+
+class Absent(nn.Module):
+    """Instead of the climate of rows that have none, one learned token: what was trained to speak still speaks, and a
+    comparison with and without a field is one of the field."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.empty(width))
+        nn.init.normal_(self.token, std=0.02)
+
+    def forward(self, climate_BNF: Tensor, mask_BN: Tensor, given_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The climate and its mask, with rows that are not ``given`` replaced."""
+        alone = torch.zeros_like(mask_BN)
+        alone[:, 0] = True
+        climate = torch.where(given_B[:, None, None], climate_BNF, self.token.to(climate_BNF.dtype))
+        return climate, torch.where(given_B[:, None], mask_BN, alone)
 
 
 class Prefix(nn.Module):
@@ -231,24 +253,24 @@ class Added(nn.Module):
         self.query = nn.Parameter(torch.empty(1, width))
         self.pool = CrossAttention(width, heads)
         self.out = nn.Linear(width, embedding)
-        self.gate = Gate()
+        self.gate = Gate(embedding)
         init_weights(self)
         nn.init.normal_(self.query, std=0.02)
 
-    def forward(self, climate_BNF: Tensor, mask_BN: Tensor, strength_B: Tensor) -> Tensor:
+    def forward(self, climate_BNF: Tensor, mask_BN: Tensor) -> Tensor:
         query = self.query.to(climate_BNF.dtype).expand(len(climate_BNF), -1, -1)
-        vector = self.out(self.pool(query, [self.pool.keys(climate_BNF, mask_BN)])[:, 0])
-        found: Tensor = strength_B.to(vector.dtype)[:, None] * self.gate(vector)
+        found: Tensor = self.gate(self.out(self.pool(query, [self.pool.keys(climate_BNF, mask_BN)])[:, 0]))
         return found
 
 
 def block_parameters(text_width: int, width: int) -> int:
-    """Of a ``FusionBlock``, by formula; a test holds it against a built one. At 4096 and 1024: 41.9 million."""
+    """Of a ``FusionBlock``, by formula; a test holds it against a built one. At 4096 and 1024: 42.0 million."""
     matrices = 7 * text_width * width + 12 * width**2
     norms = 2 * (3 * text_width + 3 * width)
-    return matrices + norms + 5 * width + 3
+    gates = 2 * text_width + width
+    return matrices + norms + 5 * width + gates
 
 
 def projector_parameters(token_width: int, width: int) -> int:
     """Of a ``Projector``, by formula."""
-    return 2 * token_width + (token_width + 1) * width + (width + 1) * width + (PLACE_WIDTH + 1) * width
+    return 2 * token_width + (token_width + 1) * width + (width + 1) * width + (PLACE_WIDTH + WITHIN_WIDTH + 2) * width

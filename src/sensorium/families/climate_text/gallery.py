@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from sensorium.data.fields import channels, grammar
 from sensorium.data.fields.places import time_text
@@ -13,16 +16,23 @@ from sensorium.engine.contract import Card, Gallery, Shown
 from sensorium.families.climate_text.data import EvalSource, Part
 from sensorium.families.climate_text.maps import FieldMap, draw
 
+_ATTENTION = (
+    " Beside them, where the words of the answer with the own field look: weights of the gated cross attention, mean "
+    "over words, blocks and heads, as multiples of an even share. Weights are no reasons: they do not say how much a "
+    "gate lets pass, nor what a window has been told of the others before."
+)
 LAND, ANOMALY = "FRLAND", "standard deviations"  # the latter is the unit of imported anomalies
 
 
 @dataclass(frozen=True)
 class Answered:
-    """Entry ``row``, its answers by whose field was shown (the own one first), and whether that one tells the truth."""
+    """Entry ``row``, its answers by whose field was shown (the own one first), whether that one tells the truth, and
+    what its words look at, ``[h, w]`` (``attention.py``), where that can be said."""
 
     row: int
     texts: Mapping[str, str]
     right: bool | None
+    attention: np.ndarray[Any, Any] | None = None
 
 
 def gallery(answered: Sequence[Answered], source: EvalSource) -> tuple[tuple[Gallery, ...], dict[str, bytes]]:
@@ -32,7 +42,7 @@ def gallery(answered: Sequence[Answered], source: EvalSource) -> tuple[tuple[Gal
         entry = source.part.entries[one.row]
         name = f"map-{number}.png"
         field = field_map(source.part, one.row, next(iter(one.texts.values())))
-        pictures[name] = draw(field)
+        pictures[name] = draw(replace(field, attention=one.attention))
         rights = [one.right, *[None] * (len(one.texts) - 1)]
         found = [Shown(f"truth: {entry.target}")]
         found += [
@@ -41,6 +51,7 @@ def gallery(answered: Sequence[Answered], source: EvalSource) -> tuple[tuple[Gal
         ]
         cards.append(Card(Shown(entry.text, image=name), tuple(found)))
     note = "Maps show the variable that is asked about, or the first one. The last answers are the controls."
+    note += _ATTENTION if any(one.attention is not None for one in answered) else ""
     return ((Gallery("questions about fields", tuple(cards), note, large=True),) if cards else ()), pictures
 
 

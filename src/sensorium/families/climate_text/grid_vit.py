@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.climate_text.config import ModelConfig
 from sensorium.families.climate_text.prithvi import DAY_HOUR, ExactLinear
-from sensorium.families.climate_text.tokens import patch_code, pool_windows, token_window, window_centres
+from sensorium.families.climate_text.tokens import Sides, patch_code, pool_windows, token_window, window_centres
 from sensorium.parts.attention import Block, init_weights
 from sensorium.parts.encoders_base import weights_digest
 
@@ -55,6 +55,13 @@ class GridVit(nn.Module):
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
+    def window(self, height: int, width: int, times: int) -> Sides:
+        """As of ``PrithviEncoder``; all times together make the tokens. Raises ConfigError where the patch does not
+        divide."""
+        del times
+        window = layout(self.settings, height, width)[1]
+        return window[0] * self.patch, window[1] * self.patch
+
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens ``[B, N, D]`` with the latitudes and longitudes of their windows, ``[B, N]`` float32. Batch as for
         ``PrithviEncoder.encode``. Raises DataError for other shapes, ConfigError where the patch does not divide."""
@@ -65,9 +72,7 @@ class GridVit(nn.Module):
                 f"field has shape {list(field.shape)} and static {list(static.shape)}; this encoder reads [B, "
                 f"{self.times}, {self.channels}, H, W] and [B, {self.static}, H, W]"
             )
-        grid = patches_of(height, width, self.patch)
-        most = self.settings.max_climate_tokens
-        window = token_window(grid, grid, most, self.settings.token_window)
+        grid, window = layout(self.settings, height, width)
         dtype = self.patchify.weight.dtype
         x = self.patchify(torch.cat([field.flatten(1, 2), batch["climatology"], static], dim=1).to(dtype))
         hours = torch.stack([batch["input_time"], batch["lead_time"]], dim=1).float().clamp_min(0)
@@ -82,6 +87,12 @@ class GridVit(nn.Module):
         map_BDhw = self.norm(x).transpose(1, 2).unflatten(2, grid)
         points = (window[0] * self.patch, window[1] * self.patch)
         return pool_windows(map_BDhw, window), *window_centres(batch["lat"], batch["lon"], points)
+
+
+def layout(settings: ModelConfig, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Patches of a grid of so many points, and of a window of tokens. Raises ConfigError where they do not fit."""
+    grid = patches_of(height, width, settings.grid_vit.patch)
+    return grid, token_window(grid, grid, settings.max_climate_tokens, settings.token_window)
 
 
 def patches_of(height: int, width: int, patch: int) -> tuple[int, int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,7 +13,7 @@ from pydantic import Field, create_model, model_validator
 
 from sensorium import config as configuration
 from sensorium.config import Section, resumable
-from sensorium.errors import ConfigError
+from sensorium.errors import ConfigError, SensoriumError
 from sensorium.families.climate_text.config import FusionMode, ModelConfig
 from sensorium.families.climate_text.data import DataConfig
 from sensorium.families.climate_text.presets import PRESETS
@@ -38,6 +40,17 @@ RUNS: Mapping[str, str] = {
     "deepspeed.cpu_offload": "deepspeed.cpu_offload",
 }
 """The guide's key by the engine's, for what a DeepSpeed JSON may say, too."""
+_WORDS = {**{f"model.{ours}": f"model.{theirs}" for ours, theirs in _OURS.items() if theirs}, **RUNS}
+_OTHERS = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, _WORDS))})(?![\w/])")
+
+
+@contextmanager
+def in_words_of_the_guide() -> Iterator[None]:
+    """Errors name keys as ``config.yaml`` does: ``model.llm``, say, is no key there."""
+    try:
+        yield
+    except SensoriumError as error:
+        raise type(error)(_OTHERS.sub(lambda found: _WORDS[found[0]], str(error))) from error
 
 
 def _without(section: type[Section], names: set[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sensorium.errors import ConfigError
 from sensorium.families.climate_text.config import LoraConfig, ModelConfig
+from sensorium.families.climate_text.tiny_llm import RANDOM, random_llm, random_tokenizer
 from sensorium.parts.encoders_base import LOAD_ERRORS, load_pretrained, quiet, reason
 from sensorium.parts.encoders_hub import model_folder
 from sensorium.parts.lora import FusedLora
@@ -24,13 +25,11 @@ from sensorium.parts.lora import FusedLora
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-RANDOM = "random:tiny"
 _ALLOWED = f"a local folder, a hub name like HuggingFaceTB/SmolLM2-135M, and {RANDOM}"
 _ADVICE = (
     "Where access must be granted first: accept the terms on its page and run `hf auth login`. Or give a local folder "
     "in model.llm, or a free model such as HuggingFaceTB/SmolLM2-135M"
 )
-_BYTES, _PAD, _END = 256, "<pad>", "<end>"
 
 # Architecture, as config.json names it -> the list of its decoder layers.
 LAYERS: dict[str, str] = {
@@ -67,7 +66,7 @@ def open_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer; no weights are looked for. One without a padding token takes its end token for that:
     padding is known by the mask. Raises ConfigError."""
     if model.llm == RANDOM:
-        return _bytes_tokenizer()
+        return random_tokenizer()
     from transformers import AutoTokenizer
 
     folder = llm_folder(model, weights=False)
@@ -83,21 +82,6 @@ def open_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     if found.pad_token_id is None:
         found.pad_token = found.eos_token
     return found
-
-
-def _bytes_tokenizer() -> PreTrainedTokenizerBase:
-    """Every byte a token, then padding and end."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {character: number for number, character in enumerate([*alphabet, _PAD, _END])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=_PAD, eos_token=_END, clean_up_tokenization_spaces=False
-    )
 
 
 def open_llm(model: ModelConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -125,28 +109,6 @@ def _trained_llm(model: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
     load: Any = AutoModelForCausalLM.from_pretrained
     found: PreTrainedModel = load_pretrained(load, folder, model.llm, dtype=dtype, kind="language model")
     return found
-
-
-def random_llm() -> PreTrainedModel:
-    """A Llama of 4 layers, width 128, over bytes; the same weights always, and no other draw is changed by it."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=_BYTES + 2,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        pad_token_id=_BYTES,
-        bos_token_id=None,
-        eos_token_id=_BYTES + 1,
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng(devices=[]), quiet():
-        torch.manual_seed(0)
-        return LlamaForCausalLM(config)
 
 
 def require_known(architecture: str, name: str) -> None:

@@ -26,7 +26,7 @@ class FieldMap:
     """``values`` ``[H, W]`` in ``unit``, NaN where nothing was measured; ``lat`` ``[H]`` and ``lon`` ``[W]`` degrees of
     the centres. ``anomaly``: zero is special, and takes the middle of the colours. ``land`` ``[H, W]``: its share.
     ``true`` and ``told``: names of cells (``data/fields/facts.py``). ``attention`` ``[h, w]``: what the answer looked
-    at."""
+    at, which sums to 1."""
 
     title: str
     unit: str
@@ -50,8 +50,7 @@ def draw(field: FieldMap) -> bytes:
     axes = figure.subplots(1, panels, squeeze=False)[0]
     _field(figure, axes[0], field)
     if field.attention is not None:
-        _panel(axes[1], field, field.attention, {"cmap": "viridis", "vmin": 0.0})
-        axes[1].set_title("attention of the answer", fontsize=9)
+        _attention(figure, axes[1], field, field.attention)
     packed = io.BytesIO()
     figure.savefig(packed, format="png", metadata={"Software": None})  # the same bytes for the same map
     return packed.getvalue()
@@ -62,9 +61,28 @@ def _field(figure: Any, axes: Any, field: FieldMap) -> None:
     if field.anomaly:
         most = float(np.nanmax(np.abs(field.values), initial=1e-9))
         colours = {"cmap": "RdBu_r", "vmin": -most, "vmax": most}
-    image = _panel(axes, field, field.values, colours)
-    figure.colorbar(image, ax=axes, shrink=0.85).set_label(field.unit, fontsize=8)
+    _bar(figure, axes, _panel(axes, field, field.values, colours), field.unit)
     axes.set_title("\n".join(textwrap.wrap(field.title, 56)), fontsize=8)
+    _marks(axes, field)
+
+
+def _attention(figure: Any, axes: Any, field: FieldMap, attention: Floats) -> None:
+    """In multiples of an even share, so that what looks nowhere is one colour."""
+    even = attention * attention.size
+    image = _panel(axes, field, even, {"cmap": "YlGnBu", "vmin": 0.0, "vmax": max(2.0, float(even.max()))})
+    _bar(figure, axes, image, "multiples of an even share")
+    axes.set_title("gated cross attention of the answer's words,\nmean over blocks and heads", fontsize=8)
+    _marks(axes, field)
+
+
+def _bar(figure: Any, axes: Any, image: Any, label: str) -> None:
+    bar = figure.colorbar(image, ax=axes, shrink=0.85)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+
+
+def _marks(axes: Any, field: FieldMap) -> None:
+    """The coast, and the cells of truth and answer."""
     if field.land is not None and field.land.min() < _LAND < field.land.max():
         axes.contour(field.lon, field.lat, field.land, levels=[_LAND], colors="#444444", linewidths=0.8)
     for name, colour, style, word in ((field.true, _TRUE, "-", "true"), (field.told, _TOLD, "--", "answer")):

@@ -29,6 +29,7 @@ from sensorium.families.climate_text.encoders import (
     trains_encoder,
 )
 from sensorium.families.climate_text.fusion import (
+    Absent,
     Added,
     FusionBlock,
     Holder,
@@ -165,6 +166,7 @@ class ClimateTextFusion(nn.Module):
         layers = decoder_layers(self.llm)
         embeddings = cast("nn.Embedding", self.llm.get_input_embeddings())
         self.blocks = nn.ModuleList()
+        self.absent = None if model.fusion_mode == "concatenate" else Absent(self.width)
         self.prefix: Prefix | None = None
         self.added: Added | None = None
         if model.fusion_mode == "cross_attention":
@@ -226,10 +228,12 @@ class ClimateTextFusion(nn.Module):
 
     def _begin(self, batch: Mapping[str, Tensor], prompt_BS: Tensor) -> Running:
         climate, mask = self.climate(batch)
-        strength = batch["field_given"].to(climate.dtype)
-        added = None if self.added is None else self.added(climate, mask, strength)
+        given = batch["field_given"].bool()
+        if self.absent is not None:
+            climate, mask = self.absent(climate, mask, given)
+        added = None if self.added is None else self.added(climate, mask)
         prefix = None if self.prefix is None else self.prefix(climate)
-        return Running(climate, mask, strength, prompt_BS, prefix=prefix, added=added)
+        return Running(climate, mask, given, prompt_BS, prefix=prefix, added=added)
 
     # --- hooks; each does nothing outside of a pass of ours
 
@@ -242,7 +246,7 @@ class ClimateTextFusion(nn.Module):
             return None
         text = args[0] if args else named["hidden_states"]
         block = self.blocks[number]
-        given = (text, (running.climate, running.mask), running.prompt, running.strength, running.kept.get(number))
+        given = (text, (running.climate, running.mask), running.prompt, running.kept.get(number))
         if number in self._checkpointed and torch.is_grad_enabled():
             found = checkpoint(block, *given, use_reentrant=False)
         else:
@@ -357,7 +361,7 @@ class ClimateTextFusion(nn.Module):
     def _prefixed(self, ids_BS: Tensor, mask_BS: Tensor, running: Running) -> tuple[Tensor, Tensor]:
         """Room for the prefix; masked where a row has no climate."""
         assert running.prefix is not None
-        seen = functional.pad(running.mask, (1, 1), value=True) & (running.strength > 0)[:, None]
+        seen = functional.pad(running.mask, (1, 1), value=True) & running.given[:, None]
         return functional.pad(ids_BS, (seen.shape[1], 0)), torch.cat([seen, mask_BS.bool()], dim=1)
 
     @torch.no_grad()

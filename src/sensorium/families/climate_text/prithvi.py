@@ -162,7 +162,7 @@ class PrithviEncoder(nn.Module):
         patch, times = self.shape.patch, self.shape.times
         pairs = field.shape[1] - times + 1
         unit = mask_unit(height, width, patch, self.settings.mask_unit)
-        points = self.window(height, width, pairs)
+        points = self.window(height, width, field.shape[1])
         place = window_centres(batch["lat"], batch["lon"], points)
         found = []
         for first in range(pairs):
@@ -170,9 +170,10 @@ class PrithviEncoder(nn.Module):
             found.append((pool_windows(map_BDhw, (points[0] // patch, points[1] // patch)), *place))
         return join_fields(found)
 
-    def window(self, height: int, width: int, pairs: int) -> Sides:
-        """Side lengths, in grid points, of the windows that tokens stand for. Raises as ``encode``."""
+    def window(self, height: int, width: int, times: int) -> Sides:
+        """Side lengths, in grid points, of the windows that tokens of so many times stand for. Raises as ``encode``."""
         patch, settings = self.shape.patch, self.settings
+        pairs = times - self.shape.times + 1
         unit = mask_unit(height, width, patch, settings.mask_unit)
         grid, inner = (height // patch, width // patch), (unit[0] // patch, unit[1] // patch)
         window = token_window(grid, inner, settings.max_climate_tokens, settings.token_window, fields=pairs)

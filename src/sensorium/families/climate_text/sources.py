@@ -9,18 +9,19 @@ from typing import Any
 
 from sensorium.config import digest
 from sensorium.data import features
-from sensorium.data.fields import demo, tree
-from sensorium.data.fields.tree import Entry
+from sensorium.data.fields import channels, demo, tree
 from sensorium.data.files import cache_folder
 from sensorium.engine.contract import Host, Sources
 from sensorium.engine.settings import RunConfig
-from sensorium.errors import DataError
+from sensorium.errors import ConfigError, DataError
 from sensorium.families.climate_text import scoring
+from sensorium.families.climate_text.config import ModelConfig
+from sensorium.families.climate_text.controls import asked
 from sensorium.families.climate_text.data import DataConfig, EvalSource, Inputs, Part, TrainSource, measured, open_part
 from sensorium.families.climate_text.data import texts as texts_of
-from sensorium.families.climate_text.encoders import FieldFacts, open_encoder, own_scalers, trains_encoder
+from sensorium.families.climate_text.encoders import FieldFacts, open_encoder, own_channels, own_scalers, trains_encoder
+from sensorium.families.climate_text.grid_vit import layout
 from sensorium.families.climate_text.llm import open_tokenizer
-from sensorium.families.climate_text.prithvi import PrithviEncoder
 from sensorium.families.climate_text.task import FROZEN_DTYPES, sections
 from sensorium.families.climate_text.token_cache import TokenStore, cached
 
@@ -37,29 +38,43 @@ def sources(config: RunConfig, host: Host, opened: Opener = open_part) -> Source
     texts = texts_of(open_tokenizer(model), data)  # say now what cannot be had, not after the data were read
     scalers = own_scalers(model)
     folders = _folders(data, host)
-    train = opened(folders["train"], data, None)
+    train = opened(folders["train"], data, _names(model, data))
     kept = tree.scalers(train.folder) if train.load is tree.load else None  # of the files, not of what is made of them
     scalers = scalers or kept or measured(train)
     others = {split: opened(folders[split], data, train.names) for split in ("val", "test") if split in folders}
     for split, part in {"train": train, **others}.items():
         _say(host, split, part)
     _require_apart(train, others)
+    if model.climate_encoder == "grid_vit" and model.encoder_path is None:
+        layout(model, *train.sample(0).field.shape[-2:])  # before a run is begun
     plain = Inputs(data, texts, scalers)
     if data.cache and not trains_encoder(model):
         plain = replace(plain, tokens=_tokens(config, plain, [train, *others.values()], host))
     usual = scoring.majority(asked(entry) for entry in train.entries)
+    looked = data.evaluation
     held = {
-        split: EvalSource(part, plain, answers=data.evaluation.answers, usual=usual) for split, part in others.items()
+        split: EvalSource(part, plain, answers=looked.answers, ranked=looked.ranked, usual=usual)
+        for split, part in others.items()
     }
     inputs = replace(plain, dropout=model.climate_dropout)
     return Sources(TrainSource(train, inputs), held.get("val"), held.get("test"))
+
+
+def _names(model: ModelConfig, data: DataConfig) -> Sequence[str] | None:
+    """The channels that the encoder's weights read, in their order; None: any. Raises ConfigError where others are
+    wanted."""
+    own = own_channels(model)
+    if own is not None and data.variables is not None and (wanted := channels.names_of(data.variables)) != own[0]:
+        odd = sorted(set(wanted) ^ set(own[0]))
+        more = f"; {odd[0]} is on one side only" if odd else ", in another order"
+        raise ConfigError(f"data.variables are not the {len(own[0])} channels of the encoder{more}; leave it out")
+    return None if own is None else own[0]
 
 
 def _tokens(config: RunConfig, inputs: Inputs, parts: Sequence[Part], host: Host) -> TokenStore:
     """Of all fields, encoded on the host's device; the encoder is gone afterwards."""
     model, _ = sections(config)
     encoder = open_encoder(model, field_facts(inputs, parts[0]), FROZEN_DTYPES[config.train.precision])
-    assert isinstance(encoder, PrithviEncoder)
     return cached(encoder, inputs, parts, features.default_root(), host)
 
 
@@ -87,12 +102,6 @@ def field_facts(inputs: Inputs, part: Part) -> FieldFacts:
     """What the model must know of the fields of a split."""
     field = inputs.climate(part, 0)["field"]
     return FieldFacts(channels=len(part.names), times=len(field), static=len(part.layout.static))
-
-
-def asked(entry: Entry) -> tuple[str, Mapping[str, Any]]:
-    """Kind of an entry's question, empty for free text, and what is true of its field."""
-    known = entry.facts or {}
-    return str(known.get("asked", "")), known
 
 
 def _folders(data: DataConfig, host: Host) -> dict[str, Path]:

@@ -59,8 +59,10 @@ def build(config: RunConfig, facts: Mapping[str, Any]) -> ClimateTextTask:
 
 
 def group(name: str, parameter: nn.Parameter) -> str:
-    """``encoder``, ``llm``, ``lora``, or ``fusion`` for what joins them; with ``_no_decay`` behind it for all that
-    is no matrix of a layer."""
+    """``encoder``, ``llm``, ``lora``, ``gates``, or ``fusion`` for what joins them; with ``_no_decay`` behind it for
+    all that is no matrix of a layer."""
     path = name.split(".")
+    if path[-1] == "gain":
+        return "gates_no_decay"
     whose = path[1] if path[1] in _PARTS else "fusion"
     return whose if parameter.ndim >= 2 and path[-1] in _MATRICES else f"{whose}_no_decay"

@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from sensorium.data import features
 from sensorium.data.feature_store import Dtype, FeatureStore
 from sensorium.engine.contract import Host
 from sensorium.families.climate_text.data import Inputs, Part
-from sensorium.families.climate_text.prithvi import PrithviEncoder
+from sensorium.families.climate_text.encoders import Encoder
 from sensorium.families.climate_text.tokens import window_centres
 
 DTYPE: Dtype = "float16"
@@ -57,9 +58,10 @@ class FieldEncoder:
     modality: Literal["video"] = "video"  # takes contents as they are
     pooled_width, has_vector, max_seconds, batch_size = 0, False, None, 1
 
-    def __init__(self, encoder: PrithviEncoder, inputs: Inputs, device: str) -> None:
+    def __init__(self, encoder: Encoder, inputs: Inputs, device: str) -> None:
         self.inputs, self.device, self.width = inputs, device, encoder.width
-        self.encoder = encoder.to(device).eval()
+        assert isinstance(encoder, nn.Module)
+        self.encoder: Any = encoder.to(device).eval()
         self.name = f"tokens of fields, {type(encoder).__name__}"
         self.identity: Mapping[str, Any] = {
             **{"fields": _FORMAT, "encoder": encoder.identity},
@@ -111,7 +113,7 @@ class TokenStore:
         }
 
 
-def cached(encoder: PrithviEncoder, inputs: Inputs, parts: Sequence[Part], root: Path, host: Host) -> TokenStore:
+def cached(encoder: Encoder, inputs: Inputs, parts: Sequence[Part], root: Path, host: Host) -> TokenStore:
     """Encode what is not there yet; processes share the work. Raises DataError."""
     frozen = FieldEncoder(encoder, inputs, host.device)
     recorded = {"encoder": frozen.name} | {name: importlib.metadata.version(name) for name in _VERSIONS}
@@ -132,7 +134,7 @@ def cached(encoder: PrithviEncoder, inputs: Inputs, parts: Sequence[Part], root:
     for field, key in zip(fields, keys, strict=True):
         by_folder[field.part.folder].append(key)
     first = frozen.prepare(fields[0])["field"]
-    window = encoder.window(*first.shape[-2:], first.shape[0] - encoder.shape.times + 1)
+    window = encoder.window(*first.shape[-2:], first.shape[0])
     return TokenStore(store, by_folder, window)
 
 

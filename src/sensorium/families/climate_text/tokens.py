@@ -127,6 +127,25 @@ def place_code(lat_BN: Tensor, lon_BN: Tensor) -> Tensor:
         return torch.cat([turned.sin(), turned.cos()], dim=-1)
 
 
+WITHIN_WIDTH = 12
+
+
+def within_code(lat_BN: Tensor, lon_BN: Tensor) -> Tensor:
+    """Where in its own field a token lies, ``[B, N, WITHIN_WIDTH]`` float32: sines and cosines of pi/2, pi and 2 pi
+    times the share of the way from the south to the north, and from the west to the east.
+
+    Texts speak of the north of a region; from degrees alone that is known only beside all other tokens.
+    """
+    with without_autocast(lat_BN.device):
+        shares = []
+        for degrees in (lat_BN.float(), lon_BN.float()):
+            least, most = degrees.amin(dim=1, keepdim=True), degrees.amax(dim=1, keepdim=True)
+            shares.append((degrees - least) / (most - least).clamp_min(1e-6))
+        factors = torch.tensor([0.5, 1.0, 2.0], device=lat_BN.device) * torch.pi
+        turned = (torch.stack(shares, dim=-1)[..., None] * factors).flatten(2)
+        return torch.cat([turned.sin(), turned.cos()], dim=-1)
+
+
 def join_fields(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens ``[B, N, D]`` with their latitudes and longitudes ``[B, N]`` of several fields, side by side."""
     tokens, lat, lon = (torch.cat(same, dim=1) for same in zip(*parts, strict=True))

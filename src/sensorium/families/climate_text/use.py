@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +26,10 @@ from sensorium.engine.contract import Answered, Batch, Loaded, Looked
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import ConfigError
 from sensorium.families.climate_text.asked import Field, Known, Place, of_tensor, open_field
+from sensorium.families.climate_text.attention import looked_at
 from sensorium.families.climate_text.data import Inputs, collate
 from sensorium.families.climate_text.data import texts as texts_of
-from sensorium.families.climate_text.encoders import Encoder, FieldFacts
+from sensorium.families.climate_text.encoders import FieldFacts
 from sensorium.families.climate_text.llm import open_tokenizer
 from sensorium.families.climate_text.maps import FieldMap, draw
 from sensorium.families.climate_text.model import ClimateTextFusion, Decoding
@@ -199,18 +200,11 @@ class Answers:
         return max(spoken, key=lambda name: len(labels[name]), default=names[0])
 
     def _attention(self, question: str, answer: str, field: Field) -> np.ndarray[Any, Any] | None:
-        """``[h, w]`` over windows; None for modes without attention, resampled tokens, and several fields in one."""
-        if not self.model.blocks or self.model.resampler is not None or not answer:
+        """``[h, w]`` over windows; None of an empty answer, and where ``looked_at`` has none."""
+        if not answer:
             return None
-        batch = self._batch(question, field, answer)
-        with torch.no_grad(), self._arithmetic():
-            _, lat_BN, _ = cast("Encoder", self.model.encoder).encode(batch)
-            shares_BN = self.model.attention(batch)
-        rows = len(torch.unique(lat_BN[0]))
-        if rows * int((lat_BN[0] == lat_BN[0, 0]).sum()) != lat_BN.shape[1] or self.known.policy == "pairs":
-            return None
-        found: np.ndarray[Any, Any] = shares_BN[0].reshape(rows, -1).float().cpu().numpy()
-        return found
+        with self._arithmetic():
+            return looked_at(self.model, self._batch(question, field, answer))
 
 
 class _Pieces(BaseStreamer):
