@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,6 +33,12 @@ _WORDS = (
     "A person liked the following images: 1. a red circle 2. a blue square 3. a green triangle. Describe this person's "
     "visual taste. Human: Assistant: a yellow star, a purple cross, an orange ring"
 )
+
+
+_SCHEDULE: Mapping[str, Any] = {  # Stable Diffusion's
+    **{"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+    **{"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
+}
 
 
 def tiny_folder(part: str) -> Path:
@@ -107,15 +115,7 @@ def write_diffusion(folder: Path, *, width: int = _WIDTH, prediction: str = "eps
         latent_channels=4,
         sample_size=64,
     )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction,
-    )
+    scheduler = DDIMScheduler(prediction_type=prediction, **_SCHEDULE)
     for name, part in (("unet", unet), ("vae", vae), ("scheduler", scheduler)):
         write_by_library(folder / name, part.save_pretrained)
     _write_text_encoder(folder, width)
