@@ -21,6 +21,7 @@ from sensorium.errors import CheckpointError
 from sensorium.families.pmg.data import EvalSource
 from sensorium.families.pmg.evaluator import CAPTION, NOT_PERSONAL, OTHER, OWN, PMGEvaluator, compared
 from sensorium.families.pmg.task import PMGTask
+from sensorium.families.pmg.tiny import write_diffusion
 
 FAMILY = families.load("pmg")
 ALL: Mapping[str, Any] = {
@@ -95,7 +96,8 @@ def test_the_preference_loss_is_added(kind: str, form: str) -> None:
     output = task(batch_of(sources))
     mse, wrong = float(output.logs["mse"]), float(output.logs["mse_wrong"])
     assert wrong != mse
-    assert float(output.loss) > mse if form == "logistic" else float(output.loss) < mse
+    loss = float(output.loss.detach())
+    assert loss > mse if form == "logistic" else loss < mse
     assert all(value.any() for value in gradients(task, batch_of(sources))[1].values())
 
 
@@ -211,3 +213,35 @@ def test_another_base_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch, t
         loop.train(replace(FAMILY, task=another), longer, cache / "other", resume=True, quiet=True)
     loop.train(FAMILY, longer, cache / "other", resume=True, quiet=True)
     assert [line["step"] for line in lines(cache / "other" / "metrics.jsonl") if line["kind"] == "train"][-1] == 3
+
+
+@pytest.mark.usefixtures("cache")
+def test_velocities_and_another_width(tmp_path: Path) -> None:
+    """As Stable Diffusion 2.x has them. Negative twin: told that it is noise, the same UNet errs otherwise."""
+    found = []
+    for name in ("v_prediction", "epsilon"):
+        (tmp_path / name).mkdir()
+        torch.manual_seed(0)
+        write_diffusion(tmp_path / name, width=48, prediction=name)
+        task, sources = made({"model": {"stable_diffusion": str(tmp_path / name), "snr_gamma": 5.0}})
+        assert task.adapter.sizes.told == 48
+        loss, found_gradients = gradients(task.train(), batch_of(sources))
+        assert all(value.any() for value in found_gradients.values())
+        found.append(loss)
+    assert found[0] != pytest.approx(found[1], rel=1e-3)
+
+
+@pytest.mark.usefixtures("cache")
+def test_bf16_is_near_fp32() -> None:
+    """Frozen weights in bf16, the adapter in fp32; bf16 has 8 bits of mantissa."""
+    soft = []
+    for precision in ("fp32", "bf16"):
+        task, sources = made({"train": {"precision": precision}})
+        assert {p.dtype for p in task.adapter.parameters()} == {torch.float32}
+        assert next(task.unet.parameters()).dtype == getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[precision])
+        batch = batch_of(sources)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), torch.no_grad():
+            soft.append(task.soft(batch["input_ids"], batch["text_mask"]))
+            assert soft[-1].dtype == torch.float32
+            assert torch.isfinite(task(batch).loss)
+    assert float((soft[0] - soft[1]).norm() / soft[0].norm()) < 0.1

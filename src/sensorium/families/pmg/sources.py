@@ -37,6 +37,9 @@ def sources(config: RunConfig, host: Host) -> Sources:
     shape = read_shape(folder, model.stable_diffusion)
     if data.image_size != shape.native:
         host.say(f"data.image_size {data.image_size} is not the {shape.native} that this Stable Diffusion was made for")
+    counts = sizes_of(model).counts()
+    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    host.say(f"adapter: {parts}; {sum(counts.values()):,} in all")
     prompts = open_prompts(model, data)
     tastes = read_splits(data)
     if data.limit_train is not None:
