@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sensorium import __version__, cli_data, launched
+from sensorium import __version__, cli_data, cli_draw, launched
 from sensorium.errors import printable, shown
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ app = typer.Typer(
     epilog="Start with: sensorium demo --data synthetic",
 )
 app.add_typer(cli_data.app, name="data")
+app.command(epilog=cli_draw.EXAMPLE)(cli_draw.generate)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Settings, see docs/config.md.")

@@ -78,6 +78,11 @@ def describe(loaded: Loaded, kind: str, data: Mapping[str, Any], facts: Mapping[
     }
 
 
+def of_weights(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The same description for other weights."""
+    return {**content, "digest": checkpoint.digest_of(weights)}
+
+
 def write_config(folder: Path, content: Mapping[str, Any]) -> None:
     """Write ``config.json`` with its checksum."""
     whole = {**content, "checksum": _checksum(content)}

@@ -1,0 +1,29 @@
+"""Personalised pictures: a frozen language model reads what a user liked and tells a frozen Stable Diffusion."""
+
+from __future__ import annotations
+
+from sensorium.engine.contract import Family
+from sensorium.families.pmg.adapter_files import write_adapter
+from sensorium.families.pmg.config import DataConfig, ModelConfig
+from sensorium.families.pmg.evaluator import PMGEvaluator
+from sensorium.families.pmg.presets import PRESETS
+from sensorium.families.pmg.sources import facts, sources
+from sensorium.families.pmg.task import after_step, build, group
+from sensorium.families.pmg.use import Pictures
+
+FAMILY = Family(
+    name="pmg",
+    summary="pictures for a user's taste: soft prompts through a frozen language model into Stable Diffusion",
+    model=ModelConfig,
+    data=DataConfig,
+    presets=PRESETS,
+    sources=sources,
+    facts=facts,
+    task=build,
+    evaluator=PMGEvaluator,
+    group=group,
+    whole_gradient=True,
+    after_step=after_step,
+    use=Pictures.of_run,
+    exports={"hf": write_adapter},
+)

@@ -1,0 +1,118 @@
+"""What learns: soft tokens, prefix and mapping, between a frozen language model and a frozen Stable Diffusion.
+
+Legend: B batch, T text tokens, N soft tokens (n_img), P prefix tokens (n_pre), L layers, H width of the language model,
+K key/value heads, D size of a head, d width of what the UNet is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sensorium.families.pmg.language import TrunkShape, own_states, read_history
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Init = Literal["activations", "embedding_std", "normal"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of an adapter; ``soft`` n_img, ``prefix`` n_pre, ``told`` width of what the UNet is told."""
+
+    layers: int
+    width: int
+    heads: int
+    head_size: int
+    told: int
+    soft: int
+    prefix: int
+
+    @classmethod
+    def of(cls, trunk: TrunkShape, told: int, soft: int, prefix: int) -> Sizes:
+        """Those between a language model and a UNet."""
+        return cls(trunk.layers, trunk.width, trunk.heads, trunk.head_size, told, soft, prefix)
+
+    def counts(self) -> dict[str, int]:
+        """Numbers that learn, by part."""
+        return {
+            "image prompt": self.soft * self.width,
+            "prefix": self.prefix * self.layers * 2 * self.heads * self.head_size,
+            "mapping": (self.width * self.told + self.told) if self.soft else 0,
+        }
+
+    def plain(self) -> dict[str, int]:
+        """To be stored."""
+        return asdict(self)
+
+
+class PMGAdapter(nn.Module):
+    """``image_prompt_NH``, ``prefix_L2KPD`` and ``mapping``, all float32. Without soft tokens there is nothing."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.described: Mapping[str, Any] = {}  # of the file that it was read from (adapter_files.py)
+        self.image_prompt_NH: nn.Parameter | None = None
+        self.prefix_L2KPD: nn.Parameter | None = None
+        self.mapping: nn.Linear | None = None
+        if sizes.soft:
+            self.image_prompt_NH = nn.Parameter(torch.zeros(sizes.soft, sizes.width))
+            self.mapping = nn.Linear(sizes.width, sizes.told)
+        if sizes.soft and sizes.prefix:
+            shape = (sizes.layers, 2, sizes.heads, sizes.prefix, sizes.head_size)
+            self.prefix_L2KPD = nn.Parameter(torch.zeros(shape))
+
+    def soft_tokens(
+        self, trunk: PreTrainedModel, ids_BT: Tensor, text_BT: Tensor, values: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """S, ``[B, N, d]`` float32: what the histories ``ids_BT`` say of their users' taste. ``values``: other values
+        of the parameters, by name (a moving average)."""
+        found = dict(self.named_parameters()) if values is None else values
+        if not self.sizes.soft:
+            return torch.zeros(len(ids_BT), 0, self.sizes.told, device=ids_BT.device)
+        hidden_BNH = read_history(trunk, found.get("prefix_L2KPD"), found["image_prompt_NH"], ids_BT, text_BT)
+        with torch.autocast(hidden_BNH.device.type, enabled=False):
+            return nn.functional.linear(hidden_BNH.float(), found["mapping.weight"], found["mapping.bias"])
+
+    @torch.no_grad()
+    def initialise(self, trunk: PreTrainedModel, how: Init, preface_P: Tensor) -> None:
+        """First values, drawn from torch's generator. ``preface_P``: n_pre tokens whose keys and values the prefix
+        takes with ``activations``."""
+        if self.image_prompt_NH is None:
+            return
+        table = trunk.get_input_embeddings().weight
+        deviation = 1.0 if how == "normal" else float(table.float().std())
+        nn.init.normal_(self.image_prompt_NH, std=deviation)
+        if how == "activations":
+            self.image_prompt_NH += table.float().mean(0)
+        if self.prefix_L2KPD is None:
+            return
+        if how == "activations":
+            self.prefix_L2KPD.copy_(own_states(trunk, preface_P))
+        else:
+            nn.init.normal_(self.prefix_L2KPD, std=deviation)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> PMGAdapter:
+        """The trained adapter of a run, or of a folder that ``save_pretrained`` or a run's export wrote, on the CPU.
+
+        Raises CheckpointError: nothing there, damaged, or tensors that do not fit. Whether a base model is the one it
+        was trained on is found when it is put to use (``use.open_pictures``).
+        """
+        from sensorium.families.pmg.adapter_files import read_adapter
+
+        return read_adapter(Path(folder))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``model.safetensors``, ``config.json`` and ``README.md`` into a new folder. Raises CheckpointError for
+        an adapter that was never trained: nobody could say for which base models it is."""
+        from sensorium.families.pmg.adapter_files import save_adapter
+
+        save_adapter(self, Path(folder))
