@@ -50,7 +50,7 @@ def model(run: Path) -> Answers:
     with torch.no_grad():  # the field matters from the first step on
         for name, parameter in found.model.named_parameters():
             if name.endswith("gain"):
-                parameter.fill_(2.0)
+                parameter.fill_(0.3)
     return found
 
 

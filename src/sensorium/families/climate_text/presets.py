@@ -45,6 +45,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "num_fusion_layers": 1,
             "fusion_width": 32,
             "fusion_heads": 2,
+            "climate_dropout": 0.3,
             "gradient_checkpointing": False,
         },
         "data": {"demo": {"num_samples": 24, "shape": [2, 8, 24, 24], "val_fraction": 0.25}, "max_length": 256},
