@@ -94,7 +94,7 @@ def imported(name: str, data: Path, folder: Path) -> Path:
 
 def run_first(given: argparse.Namespace, name: str, seed: int) -> Path:
     """The encoder, beside a small language model."""
-    vit = {"patch": 4, "width": 128, "depth": 2, "heads": 4}
+    vit = {"patch": 4, "width": 128, "depth": 1, "heads": 4}
     return _run(
         given,
         name,
@@ -104,7 +104,7 @@ def run_first(given: argparse.Namespace, name: str, seed: int) -> Path:
             "model": {"llm": "random:tiny", "freeze_llm": False, "grid_vit": vit, "token_window": WINDOW}
             | {"num_fusion_layers": 2, "fusion_width": 128, "fusion_heads": 4},
             "train": {"steps": given.encoder_steps, "batch_size": 64},
-            "optim": {"lr": 1.5e-3},
+            "optim": {"lr": 1e-3},
         },
     )
 
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the .cdf files")
     parser.add_argument("--llm", type=Path, help="folder of a language model; else that of the package")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--encoder-steps", type=int, default=2500, help="of 64 rows, beside the small language model")
+    parser.add_argument("--encoder-steps", type=int, default=2000, help="of 64 rows, beside the small language model")
     parser.add_argument("--steps", type=int, default=700, help="of 16 rows, beside the large one")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/climate"))
