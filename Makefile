@@ -21,9 +21,11 @@ DEMO_PACKAGES = $$($(BIN)/python -c 'import tomllib; \
 demo: $(VENV)/.demo
 	$(BIN)/sensorium demo
 
-# One process and one thread a core; a file's tests stay together, as they share what is dear to make.
+# One thread a process, and one process more than cores: many tests wait for programs that they start. A file's tests stay
+# together, as they share what is dear to make.
+PROCESSES = $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))
 test: lint $(VENV)/.demo
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(PROCESSES) --maxprocesses 8 --dist loadfile
 
 test-deepspeed: $(VENV)/.deepspeed
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/pytest -m deepspeed
