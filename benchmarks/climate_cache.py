@@ -26,8 +26,9 @@ from common import clock, machine, median, side_by_side, table
 
 from sensorium import families
 from sensorium.engine import loop, settings
-from sensorium.engine.contract import Host, Saved, Sources
+from sensorium.engine.contract import Host, Sources
 from sensorium.engine.files import read_lines
+from sensorium.engine.listener import Saved
 from sensorium.engine.settings import RunConfig
 
 ARMS = {"encoded at each step": False, "kept tokens": True}
