@@ -80,12 +80,21 @@ def locked(run: Path) -> Iterator[None]:
         os.register_at_fork(after_in_child=handle.close)  # workers that outlive this process must not hold the lock
         with told(run / ".lock"):
             handle.truncate(0)
-            os.write(handle.fileno(), f"process {os.getpid()} on {platform.node()}".encode())  # nothing left to flush
+            os.write(handle.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
+            os.fsync(handle.fileno())  # other nodes read it (``owner``)
         try:
             yield
         finally:
             if run.is_dir() and {path.name for path in run.iterdir()} == {".lock"}:
                 remove(run)  # nothing was begun: leave nothing behind
+
+
+def owner(run: Path) -> str | None:
+    """Who owns the run folder, as this process sees it."""
+    try:
+        return (run / ".lock").read_text()
+    except OSError:
+        return None
 
 
 def refuse_used(run: Path) -> None:

@@ -14,15 +14,19 @@ from field_trees import NAMES, SPREAD, USUAL, change, entry, make_tree
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from sensorium import families
 from sensorium.config import build
 from sensorium.data.fields import places, tree
 from sensorium.data.fields.channels import Normal, Scalers
 from sensorium.data.fields.tree import Entry, read_entry
+from sensorium.engine import settings
+from sensorium.engine.contract import Host
 from sensorium.engine.order import order_of
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.climate_text.controls import CONTROLS, others
 from sensorium.families.climate_text.data import DataConfig, EvalSource, Inputs, TrainSource, measured, open_part, texts
 
+FAMILY = families.load("climate_text")
 SCALERS = Scalers(
     Normal(tuple(NAMES), tuple(USUAL.tolist()), tuple(SPREAD.tolist())),
     Normal(("FRACI", "FRLAND", "FROCEAN", "PHIS"), (0.5,) * 4, (0.25,) * 4),
@@ -179,6 +183,16 @@ def test_texts_that_are_too_long_are_refused_or_cut(root: Path, tokenizer: PreTr
         train(root, tokenizer, max_length=100, too_long="truncate").example(0, 0)
 
 
+def test_a_run_does_not_begin_with_a_text_that_is_too_long(root: Path) -> None:
+    """Also where it is the last one of validation. Twin: cut, as asked for, it begins."""
+    change(root, "val", 3, lambda one: one.update(target="word " * 300))
+    data = {"demo": None, "train_path": str(root / "train"), "val_path": str(root / "val")}
+    config = settings.resolve(FAMILY, "tiny", {"data": data})
+    with pytest.raises(DataError, match=r"val/index\.json: entry 3: \d{3,} tokens"):
+        FAMILY.sources(config, Host())
+    FAMILY.sources(settings.resolve(FAMILY, "tiny", {"data": data | {"too_long": "truncate"}}), Host())
+
+
 def test_the_form_of_a_conversation(root: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(ConfigError, match="the tokenizer has no chat template"):
         train(root, tokenizer, prompt_style="chat")
@@ -315,5 +329,5 @@ def test_the_engine_can_order_it(root: Path, tokenizer: PreTrainedTokenizerBase)
 def test_settings_are_strict() -> None:
     with pytest.raises(ConfigError, match="time_policy"):
         build(DataConfig, {"time_policy": "twice"})
-    settings: Mapping[str, Any] = build(DataConfig, {}).model_dump()
-    assert (settings["max_length"], settings["too_long"]) == (512, "raise")
+    defaults: Mapping[str, Any] = build(DataConfig, {}).model_dump()
+    assert (defaults["max_length"], defaults["too_long"]) == (512, "raise")
