@@ -275,7 +275,7 @@ def test_ranks_that_stand_elsewhere(tmp_path: Path, nursery: Nursery) -> None:
     group = nursery.train(run, STILL, f"if rank == 1: run = Path({str(tmp_path)!r}) / 'elsewhere'")
     assert group.codes() == [2, 2]
     told = r"error: the processes do not agree on the run folder \(all must see one\): rank 1 of 2 differs from rank 0"
-    whose = r": on rank 1 its owner is None, on rank 0 'process \d+ on .+'"
+    whose = r": on rank 1 its lock is None, on rank 0 \d+"
     assert all(re.fullmatch(told + whose, group.said(rank)) for rank in (0, 1))
     assert not run.exists()
 

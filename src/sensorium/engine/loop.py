@@ -127,7 +127,7 @@ def _train(job: _Job) -> Evaluation | None:
     warm = None if resume else warm_start(config)
     sources = family.sources(config, host)
     backend.agree("data", fingerprints(sources), DataError)
-    backend.agree("run folder (all must see one)", {"its owner": rundir.owner(folder)}, CheckpointError)
+    backend.agree("run folder (all must see one)", {"its lock": rundir.identity(folder)}, CheckpointError)
     clock = clock_of(sources.train, config)
     if backend.is_main and not resume:  # only now: missing data must not leave half a run behind
         rundir.create(folder, config)

@@ -80,8 +80,7 @@ def locked(run: Path) -> Iterator[None]:
         os.register_at_fork(after_in_child=handle.close)  # workers that outlive this process must not hold the lock
         with told(run / ".lock"):
             handle.truncate(0)
-            os.write(handle.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
-            os.fsync(handle.fileno())  # other nodes read it (``owner``)
+            os.write(handle.fileno(), f"process {os.getpid()} on {platform.node()}".encode())  # nothing left to flush
         try:
             yield
         finally:
@@ -89,10 +88,11 @@ def locked(run: Path) -> Iterator[None]:
                 remove(run)  # nothing was begun: leave nothing behind
 
 
-def owner(run: Path) -> str | None:
-    """Who owns the run folder, as this process sees it."""
+def identity(run: Path) -> int | None:
+    """Number of the lock's file, by which processes know whether they see one folder. Not by its content: on file
+    systems of a network, to close a file that is locked unlocks it."""
     try:
-        return (run / ".lock").read_text()
+        return (run / ".lock").stat().st_ino
     except OSError:
         return None
 
