@@ -139,11 +139,14 @@ def test_a_missing_channel_is_refused_or_neutral(root: Path, tokenizer: PreTrain
     with pytest.raises(DataError, match=r"climate_00001\.pt: lacks the channels V10M; set data\.fill_missing"):
         train(root, tokenizer, variables=wanted).example(0, 0)
     source = train(root, tokenizer, variables=wanted, fill_missing="mean")
-    scalers = replace(SCALERS, field=Normal(tuple(wanted), (*SCALERS.field.mean, 9.0), (*SCALERS.field.std, 3.0)))
-    source = TrainSource(source.part, replace(source.inputs, scalers=scalers))
-    field = source.example(0, 0)["field"]
-    assert not field[:, 3].any()
-    assert torch.equal(field[:, :3], train(root, tokenizer).example(0, 0)["field"])
+    known = Normal(tuple(wanted), (*SCALERS.field.mean, 9.0), (*SCALERS.field.std, 3.0))
+    for scalers in (SCALERS, replace(SCALERS, field=known)):  # its mean need not be known
+        field = TrainSource(source.part, replace(source.inputs, scalers=scalers)).example(0, 0)["field"]
+        assert not field[:, 3].any()
+        assert torch.equal(field[:, :3], train(root, tokenizer).example(0, 0)["field"])
+    with pytest.raises(DataError, match="no mean and standard deviation for T2M"):
+        lacking = replace(SCALERS, field=Normal(("U10M",), (0.0,), (1.0,)))
+        TrainSource(source.part, replace(source.inputs, scalers=lacking)).example(0, 0)
 
 
 def test_bare_tensors_get_assumed_places_unless_strict(root: Path, tokenizer: PreTrainedTokenizerBase) -> None:
