@@ -144,9 +144,10 @@ def test_a_missing_channel_is_refused_or_neutral(root: Path, tokenizer: PreTrain
         field = TrainSource(source.part, replace(source.inputs, scalers=scalers)).example(0, 0)["field"]
         assert not field[:, 3].any()
         assert torch.equal(field[:, :3], train(root, tokenizer).example(0, 0)["field"])
+    lacking = replace(SCALERS, field=Normal(("U10M",), (0.0,), (1.0,)))
+    unknown = TrainSource(source.part, replace(source.inputs, scalers=lacking))
     with pytest.raises(DataError, match="no mean and standard deviation for T2M"):
-        lacking = replace(SCALERS, field=Normal(("U10M",), (0.0,), (1.0,)))
-        TrainSource(source.part, replace(source.inputs, scalers=lacking)).example(0, 0)
+        unknown.example(0, 0)
 
 
 def test_bare_tensors_get_assumed_places_unless_strict(root: Path, tokenizer: PreTrainedTokenizerBase) -> None:
