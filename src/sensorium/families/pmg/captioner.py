@@ -20,7 +20,15 @@ from sensorium.data.features import cached, default_root
 from sensorium.data.parsing import collapsed
 from sensorium.errors import ConfigError
 from sensorium.families.pmg.folders import part_digest
-from sensorium.parts.encoders_base import Encoded, computing, fixed_batches
+from sensorium.parts.encoders_base import (
+    LOAD_ERRORS,
+    Encoded,
+    computing,
+    fixed_batches,
+    load_pretrained,
+    quiet,
+    reason,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -104,13 +112,19 @@ def open_parts(folder: Path, device: str) -> tuple[Any, Any, Any]:
     """Model, picture processor and tokenizer. Raises ConfigError naming folder and reason."""
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
+    load: Any = AutoModelForImageTextToText.from_pretrained
+    model: Any = load_pretrained(load, folder, folder.name, kind="captioner")
     try:
-        model = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise ConfigError(f"captioner {folder}: cannot be loaded ({reason})") from error
+        with quiet():
+            processor = AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, backend="pil"
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except LOAD_ERRORS as error:
+        raise ConfigError(
+            f"captioner {folder}: its picture processor or tokenizer cannot be loaded ({reason(error)}); give a folder "
+            "with preprocessor_config.json and tokenizer.json"
+        ) from error
     return model.eval().requires_grad_(False).to(device), processor, tokenizer
 
 
