@@ -71,6 +71,8 @@ def test_the_published_test_is_balanced_and_ends_at_2000() -> None:
     assert len(counts) == tests
     assert max(counts) <= 2000 // tests + 1
     assert len(set(found)) == len(found)
+    many = history_splits.guide(fakes({f"user {number}": 900 for number in range(40)}), 42)["test"]
+    assert len(many) == 2000 < tests * (2000 // tests + 1)
 
 
 def test_the_published_split_of_themes_has_five_for_validation_and_no_cap() -> None:
