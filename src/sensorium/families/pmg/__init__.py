@@ -25,5 +25,6 @@ FAMILY = Family(
     whole_gradient=True,
     after_step=after_step,
     use=Pictures.of_run,
+    proof="personal",
     exports={"hf": write_adapter},
 )
