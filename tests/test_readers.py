@@ -23,6 +23,7 @@ from sensorium.errors import ConfigError, DataError
 def test_readers_are_found_by_the_name_of_their_module() -> None:
     published = ["audiocaps", "clotho", "coco", "esc50", "flickr8k", "voxceleb"]
     published += ["activitynet", "didemo", "fluent_emoji", "msrvtt", "vatex"]
+    published += ["flickr_aes", "pmg_json", "pog", "ser30k"]
     assert readers.names() == sorted([*published, "emoji", "moving", "native", "stamps", "synthetic", "videos"])
     for name in readers.names():
         reader = readers.load(name)

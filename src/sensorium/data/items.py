@@ -64,7 +64,8 @@ class DataSet:
     """What a reader found. ``notes``: one line for everything that was dropped or is worth knowing.
 
     ``label_names``: all labels in the order of the data set's own numbering, where it has one. ``found``: of a split of
-    videos, how many are there of how many that its lists name, where some may be missing.
+    videos, how many are there of how many that its lists name, where some may be missing. ``history``: groups are
+    users, and items what they chose one after the other (see ``histories.py``); so many go before one that is foretold.
     """
 
     name: str
@@ -74,6 +75,7 @@ class DataSet:
     notes: tuple[str, ...] = ()
     label_names: tuple[str, ...] = ()
     found: Mapping[Split, tuple[int, int]] = field(default_factory=dict)
+    history: int | None = None
 
     def of_split(self, split: Split) -> tuple[Item, ...]:
         return tuple(item for item in self.items if item.split == split)

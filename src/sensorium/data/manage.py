@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sensorium import reading
-from sensorium.data import trees
+from sensorium.data import histories, trees
 from sensorium.data.items import SPLITS, DataSet, Item, Split
 from sensorium.data.media import load_audio, load_image
 from sensorium.data.readers import flickr8k, native
@@ -35,7 +35,8 @@ def verify_dataset(dataset: DataSet, decode: bool = True, progress: Progress | N
     """Check everything that can be wrong with a data set; problems are gathered, one line each.
 
     Files that are missing, outside the root or (with ``decode``) broken; ids given twice; items with nothing in them
-    and empty texts; groups, and files of the same bytes, in two splits; for Flickr8k the counts of the whole set.
+    and empty texts; groups, and files of the same bytes, in two splits (of a set of histories: targets); for Flickr8k
+    the counts of the whole set.
     """
     problems = [*_item_problems(dataset), *_group_problems(dataset.items)]
     media = _media(dataset)
@@ -47,7 +48,8 @@ def verify_dataset(dataset: DataSet, decode: bool = True, progress: Progress | N
             problems += [problem] if problem else []
             if progress:
                 progress(done, len(media))
-    problems += _twins(dataset, {path: digest for path, digest in digests.items() if digest})
+    known = {path: digest for path, digest in digests.items() if digest}
+    problems += _twins(dataset, known) if dataset.history is None else histories.problems(dataset, known)
     if dataset.name == flickr8k.NAME and not (dataset.root / native.MANIFEST).is_file():  # an import keeps the name
         problems += flickr8k.shortfall(dataset.root)
     return Report({split: _counts(dataset.of_split(split)) for split in SPLITS}, tuple(problems))

@@ -14,8 +14,9 @@ A file is a list of objects (two spellings of the user are read):
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +95,15 @@ def read_tastes(path: Path, places: Places, styles: Mapping[str, str] | None = N
         raise DataError(f"{path}: cannot be read ({error})") from error
     problems += _missing_folders(found, path)
     if problems:
-        shown = problems[:_MOST_PROBLEMS]
-        more = [f"  and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
-        many = "problem" if len(problems) == 1 else "problems"
-        raise DataError("\n".join([f"{path}: {len(problems)} {many}", *(f"  {one}" for one in shown), *more]))
+        raise DataError(_listing(path, problems))
     if not found:
         raise DataError(f"{path}: holds no samples")
-    if not styles:
-        return found
-    return [
-        one if one.style else Taste(one.user, one.history, one.target, styles.get(one.user, ""), one.where)
-        for one in found
-    ]
+    return with_styles(found, styles)
+
+
+def with_styles(tastes: Sequence[Taste], styles: Mapping[str, str] | None) -> list[Taste]:
+    """The samples with the style text of their user, where they have none of their own."""
+    return [one if one.style or not styles else replace(one, style=styles.get(one.user, "")) for one in tastes]
 
 
 def _taste(path: Path, number: int, content: Any, places: Places, problems: list[str]) -> Taste | None:
@@ -117,7 +115,7 @@ def _taste(path: Path, number: int, content: Any, places: Places, problems: list
     if not isinstance(content, dict):
         problem("(whole)", f"expected an object (found {_shown(content)})")
         return None
-    for key in content.keys() - _KNOWN:
+    for key in sorted(content.keys() - _KNOWN):
         problem(key, f"unknown key; known are {', '.join(sorted(_KNOWN))}")
     users = [key for key in USERS if key in content]
     if len(users) != 1:
@@ -125,9 +123,10 @@ def _taste(path: Path, number: int, content: Any, places: Places, problems: list
     user = _identity(content[users[0]]) if users else None
     if users and user is None:
         problem(users[0], f"expected text or a number (found {_shown(content[users[0]])})")
-    style = next((content[key] for key in STYLES if content.get(key) is not None), "")
-    if not isinstance(style, str):
-        problem("user_style", f"expected text (found {_shown(style)})")
+    style = _style(content, problem)
+    for key in KEPT:
+        if content.get(key) is not None and type(content[key]) is not int:
+            problem(key, f"expected a whole number (found {_shown(content[key])})")
     history = _history(content, path, places, problem)
     target = _liked(content.get("target_item_info"), "target_item_info", path, places, problem)
     wanted = _identity(content.get("target_item_id"))
@@ -137,7 +136,18 @@ def _taste(path: Path, number: int, content: Any, places: Places, problems: list
         problem("target_item_info.item_id", f"is {target.id!r}, but target_item_id is {wanted!r}")
     if len(problems) > before or target is None or user is None:
         return None
-    return Taste(user, history, target, str(style).strip(), f"{path}, object {number}")
+    return Taste(user, history, target, style, f"{path}, object {number}")
+
+
+def _style(content: Mapping[str, Any], problem: Any) -> str:
+    given = [key for key in STYLES if content.get(key) is not None]
+    if len(given) > 1:
+        problem(" or ".join(STYLES), f"expected at most one of them (found {len(given)})")
+    style = content[given[0]] if given else ""
+    if not isinstance(style, str):
+        problem(given[0], f"expected text (found {_shown(style)})")
+        return ""
+    return style.strip()
 
 
 def _history(content: Mapping[str, Any], path: Path, places: Places, problem: Any) -> tuple[Liked, ...]:
@@ -163,7 +173,11 @@ def _liked(content: Any, key: str, path: Path, places: Places, problem: Any) -> 
     for name in wrong:
         value = content.get(name.rpartition(".")[2])
         problem(name, "missing" if value is None else f"expected text (found {_shown(value)})")
-    for name in content.keys() - _ITEM:
+    for name in ("score", "aesthetic_score"):
+        value = content.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            problem(f"{key}.{name}", f"expected a number (found {_shown(value)})")
+    for name in sorted(content.keys() - _ITEM):
         problem(f"{key}.{name}", f"unknown key; known are {', '.join(sorted(_ITEM))}")
     if wrong or identity is None:
         return None
@@ -183,36 +197,65 @@ def _shown(value: Any) -> str:
 
 
 def _missing_folders(found: Sequence[Taste], path: Path) -> Iterator[str]:
-    """Of pictures in folders that are not there: they have been moved."""
+    """Of pictures in folders that are not there: they have been moved, and those that were moved together are one."""
     folders = {one.path.parent: one for taste in found for one in (*taste.history, taste.target)}
-    for folder, one in folders.items():
+    moved: dict[Path, list[Path]] = {}
+    for folder in folders:
         if not folder.is_dir():
-            advice = (
-                f'data.path_prefix: {{"{folder}": "where it is now"}}' if folder.is_absolute() else "data.image_dir"
-            )
-            yield f"picture {one.id!r}: the folder {folder} is not there; set {advice} if it lies elsewhere"
+            above = (folder, *folder.parents)
+            moved.setdefault(next(one for one in reversed(above) if not one.is_dir()), []).append(folder)
+    for together in moved.values():
+        place, one = Path(os.path.commonpath(together)), folders[together[0]]
+        advice = f'data.path_prefix: {{"{place}": "where it is now"}}' if place.is_absolute() else "data.image_dir"
+        more = f", nor are {len(together) - 1:,} more below {place}" if len(together) > 1 else ""
+        yield f"picture {one.id!r}: the folder {together[0]} is not there{more}; set {advice} if it lies elsewhere"
 
 
 def read_styles(path: Path) -> dict[str, str]:
     """Style text by user, of a list of ``{"user" or "worker", "style"}`` or of an object from topic to
-    ``{"topic", "keywords", …}``. Raises DataError that lists every problem."""
+    ``{"topic", "keywords", …}`` or to text. Raises DataError that lists every problem."""
     try:
         content = reading.parse_json(reading.read_bytes(path))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
-    topics = isinstance(content, dict)
-    entries = content.items() if topics else enumerate(content if isinstance(content, list) else [])
+    if not isinstance(content, list | dict):
+        raise DataError(f"{path}: expected a list or an object (found {_shown(content)})")
+    entries = content.items() if isinstance(content, dict) else ((None, one) for one in content)
     found: dict[str, str] = {}
-    problems = [] if topics or isinstance(content, list) else ["expected a list or an object"]
-    for key, one in entries:
-        values = one if isinstance(one, dict) else {}
-        user = _identity(values.get("user", values.get("worker", values.get("topic", key if topics else None))))
-        style = values.get("style", values.get("keywords"))
-        style = ", ".join(style) if isinstance(style, list) and all(isinstance(s, str) for s in style) else style
-        if user is None or not isinstance(style, str):
-            problems.append(f"entry {key}: expected user (or worker) and style, or topic and keywords")
+    problems: list[str] = []
+    for number, (key, one) in enumerate(entries):
+        where = f"entry {number if key is None else key}"
+        user, style = _preference(key, one)
+        if user is None or style is None:
+            problems.append(f"{where}: expected user (or worker) and style, or topic and keywords")
+        elif key is not None and user != key:
+            problems.append(f"{where}: is called {user!r} inside")
+        elif user in found:
+            problems.append(f"{where}: the user {user!r} stands there already")
         else:
             found[user] = style
     if problems:
-        raise DataError("\n".join([f"{path}: {len(problems)} problems", *(f"  {one}" for one in problems[:20])]))
+        raise DataError(_listing(path, problems))
     return found
+
+
+def _preference(key: str | None, one: Any) -> tuple[str | None, str | None]:
+    """User and style of an entry, as far as it has them. ``key``: its key, in an object."""
+    if isinstance(one, str):
+        return key, one.strip()
+    if not isinstance(one, dict):
+        return None, None
+    names = [name for name in ("user", "worker", "topic") if name in one]
+    user = _identity(one[names[0]]) if len(names) == 1 else None if names else key
+    style = one.get("style", one.get("keywords"))
+    if isinstance(style, list) and all(isinstance(word, str) for word in style):
+        style = ", ".join(style)
+    return user, style.strip() if isinstance(style, str) else None
+
+
+def _listing(path: Path, problems: Sequence[str]) -> str:
+    """The first problems, a line each, under a heading with their number."""
+    shown = problems[:_MOST_PROBLEMS]
+    more = [f"  and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+    many = "problem" if len(problems) == 1 else "problems"
+    return "\n".join([f"{path}: {len(problems)} {many}", *(f"  {one}" for one in shown), *more])

@@ -1,12 +1,13 @@
 """The native format: ``manifest.jsonl``, one object a line, paths relative to its folder.
 
     manifest.jsonl   {"id": "1", "group": "dog", "split": "train", "text": "a dog", "image": "images/dog.png", ...}
-    dataset.json     optional: {"name": ..., "licence": ..., "notes": [...]}
+    dataset.json     optional: {"name": ..., "licence": ..., "notes": [...], "history": 3}
 
 Keys of a line: ``id`` and ``split`` (train, val or test) are required, and one of ``text``, ``image``, ``audio``,
 ``video`` at least; ``group`` (default: the id), ``labels`` (list of words), ``time`` (seconds) and ``meta`` (words by
 word) may be there, and of a video ``span`` (``[from, to]``, the seconds that count) and ``moments`` (list of
-``[from, to, text]``). Paths are written with ``/`` and stay inside the folder.
+``[from, to, text]``). ``history`` says that groups are users and items what they chose, in the order of ``time``: see
+``data/histories.py``. Paths are written with ``/`` and stay inside the folder.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class About(Section):
     name: str = Field(NAME, description="Name of the data set.")
     licence: str = Field("not stated", description="Licence of the data.")
     notes: tuple[str, ...] = Field((), description="What was dropped when the data were imported.")
+    history: int | None = Field(None, ge=1, description="Groups are users; so many choices before one foretold.")
 
 
 class Line(Section):
@@ -113,7 +115,7 @@ def read(root: Path | None, options: Options) -> DataSet:
         raise DataError(_listing(root / MANIFEST, problems))
     if not items:
         raise DataError(f"{root / MANIFEST}: holds no items")
-    return DataSet(about.name, root, about.licence, tuple(items), about.notes)
+    return DataSet(about.name, root, about.licence, tuple(items), about.notes, history=about.history)
 
 
 def _about(root: Path) -> About:
@@ -198,6 +200,7 @@ def manifest_lines(items: Sequence[Item], paths: Mapping[Path, str]) -> Iterator
 def write(folder: Path, dataset: DataSet, paths: Mapping[Path, str]) -> None:
     """Write ``dataset.json`` and then ``manifest.jsonl`` into an existing folder."""
     about = {"name": dataset.name, "licence": dataset.licence, "notes": list(dataset.notes)}
-    write_json(folder / ABOUT, about)
+    kind = {} if dataset.history is None else {"history": dataset.history}
+    write_json(folder / ABOUT, about | kind)
     lines = manifest_lines(dataset.items, paths)
     write_file(folder / MANIFEST, "".join(f"{line}\n" for line in lines).encode())

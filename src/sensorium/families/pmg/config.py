@@ -124,6 +124,18 @@ class DataConfig(Section):
     train_json: str | None = Field(None, min_length=1, description="Processed samples to train on.")
     val_json: str | None = Field(None, min_length=1, description="Likewise for validation; null: none.")
     test_json: str | None = Field(None, min_length=1, description="Likewise for a test after training; null: none.")
+    manifest: str | None = Field(
+        None,
+        min_length=1,
+        description="Instead of processed samples: a folder with manifest.jsonl, where `group` is the user and `time` "
+        "the order of what they chose; its splits are those of the run.",
+    )
+    history: int | None = Field(
+        None,
+        ge=1,
+        le=32,
+        description="With a manifest: pictures before a target; null: as its dataset.json says, or 3.",
+    )
     image_dir: str | None = Field(
         None, min_length=1, description="Put before relative paths of pictures; null: the folder of the JSON file."
     )
@@ -144,6 +156,11 @@ class DataConfig(Section):
         if self.image_size % 64:
             raise ValueError(f"image_size {self.image_size} must be a multiple of 64")
         given = [name for name in ("train_json", "val_json", "test_json") if getattr(self, name) is not None]
-        if self.toy is not None and given:
-            raise ValueError(f"toy makes its own data, but {given[0]} is given; leave one of them out")
+        if self.toy is not None and (given or self.manifest is not None):
+            raise ValueError(f"toy makes its own data, but {(*given, 'manifest')[0]} is given; leave one of them out")
+        if self.manifest is not None and (given or self.image_dir is not None or self.path_prefix):
+            lost = (*given, *(["image_dir"] if self.image_dir is not None else ["path_prefix"]))[0]
+            raise ValueError(f"{lost} has no effect with manifest, which says where its pictures are; leave it out")
+        if self.history is not None and self.manifest is None:
+            raise ValueError("history has no effect without manifest: processed samples have their own")
         return self

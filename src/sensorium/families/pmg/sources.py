@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sensorium.data import histories, readers
 from sensorium.data.feature_fill import Encoder, FillOptions
 from sensorium.data.features import FeatureStore, cached, default_root
-from sensorium.data.tastes import Places, Taste, read_styles, read_tastes
+from sensorium.data.items import SPLITS
+from sensorium.data.tastes import Places, Taste, read_styles, read_tastes, with_styles
 from sensorium.engine.contract import Host, Sources
 from sensorium.engine.seeds import derive, generator
 from sensorium.engine.settings import RunConfig
@@ -24,8 +26,6 @@ from sensorium.families.pmg.model import Sizes
 from sensorium.families.pmg.prompts import Prompts, template_of
 from sensorium.families.pmg.task import require_trainable, sections
 from sensorium.families.pmg.toy import toy_folder
-
-SPLITS = ("train", "val", "test")
 
 
 def sources(config: RunConfig, host: Host) -> Sources:
@@ -44,6 +44,11 @@ def sources(config: RunConfig, host: Host) -> Sources:
     tastes = read_splits(data)
     if data.limit_train is not None:
         tastes["train"] = limited(tastes["train"], data.limit_train, config.seed)
+    if strangers(data, tastes["train"]):
+        host.say(
+            "targets are stickers of other themes than the histories, which say nothing of them: no taste can be "
+            "learned from these samples; target=same_theme makes others"
+        )
     for split, found in tastes.items():
         host.say(f"{split}: {len(found):,} samples of {len({one.user for one in found}):,} users")
     frozen = encode([one for found in tastes.values() for one in found], config, folder, shape, host)
@@ -96,10 +101,14 @@ def read_splits(data: DataConfig) -> dict[str, list[Taste]]:
     if data.toy is not None:
         root = toy_folder(data.toy)
         return {split: read_tastes(root / f"{split}.json", Places()) for split in SPLITS}
+    styles = read_styles(Path(data.user_preferences).expanduser()) if data.user_preferences else None
+    if data.manifest is not None:
+        return _of_manifest(Path(data.manifest).expanduser(), data.history, styles)
     given = {"train": data.train_json, "val": data.val_json, "test": data.test_json}
     if data.train_json is None:
-        raise ConfigError("data.train_json is missing: the processed samples to train on; or set data.toy={}")
-    styles = read_styles(Path(data.user_preferences).expanduser()) if data.user_preferences else None
+        raise ConfigError(
+            "data.train_json is missing: the processed samples to train on; or set data.manifest, or data.toy={}"
+        )
     paths = {split: Path(path).expanduser() for split, path in given.items() if path is not None}
     problems, found = [], {}
     for split, path in paths.items():
@@ -112,9 +121,23 @@ def read_splits(data: DataConfig) -> dict[str, list[Taste]]:
     return found
 
 
+def _of_manifest(root: Path, history: int | None, styles: Mapping[str, str] | None) -> dict[str, list[Taste]]:
+    """The samples of a native data set: groups are users. Raises DataError."""
+    found = histories.tastes(readers.read("native", root), history)
+    if "train" not in found:
+        raise DataError(f"{root}: no sample in split train; there are samples in {', '.join(found)}")
+    return {split: with_styles(found[split], styles) for split in SPLITS if split in found}
+
+
 def places_of(data: DataConfig) -> Places:
     """Where the configuration says that pictures lie."""
     return Places(Path(data.image_dir).expanduser() if data.image_dir else None, data.path_prefix)
+
+
+def strangers(data: DataConfig, tastes: Sequence[Taste]) -> bool:
+    """Whether these are samples of SER30K (ids THEME/NAME) most of whose targets are of another theme."""
+    foreign = sum("/" in one.target.id and one.target.id.rpartition("/")[0] != one.user for one in tastes)
+    return data.name == "SER" and foreign > len(tastes) / 2
 
 
 def limited(tastes: Sequence[Taste], count: int, seed: int) -> list[Taste]:
