@@ -71,9 +71,7 @@ def test_pictures_are_drawn_when_they_are_due(tmp_path: Path) -> None:
 
 
 def test_training_does_not_notice(tmp_path: Path) -> None:
-    alone = {
-        "evaluate": {"pictures_every_steps": 5, "every_epochs": None}
-    }  # a validation would hide what drawing leaves
+    alone = {"evaluate": {"pictures_every_steps": 5, "every_epochs": None}}  # no validation, which would hide it
     train(tmp_path / "drawing", **alone)
     train(tmp_path / "plain", TOY, **alone)
     assert not (tmp_path / "plain/samples").exists()

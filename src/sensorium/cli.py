@@ -163,8 +163,11 @@ def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the name of a checkpoint folder.")] = "best",
-    require_climate_use: Annotated[
-        bool, typer.Option("--require-climate-use", help="climate_text: exit code 1 where the field is not used.")
+    require_use: Annotated[
+        bool,
+        typer.Option(
+            "--require-use", "--require-climate-use", help="Exit code 1 where controls do as well (climate_text, pmg)."
+        ),
     ] = False,
 ) -> None:
     """Evaluate a checkpoint; writes RUN/evaluation/<split>.json and the report anew."""
@@ -176,15 +179,15 @@ def evaluate(
     from sensorium.use import family_of
 
     chosen = family_of(run)
-    if require_climate_use and chosen.name != "climate_text":
-        raise ConfigError(f"--require-climate-use is about runs of climate_text; {run} is one of {chosen.name}")
+    if require_use and chosen.proof is None:
+        raise ConfigError(f"{run}: --require-use needs an evaluation with controls; family {chosen.name!r} has none")
     _spread(session.read_config(chosen, run), training=False)
     result = evaluate_run(chosen, run, split, checkpoint)
     if launch.is_main():
         print_evaluation(result)
         typer.echo(f"Report: {write_report(run)}")
-        if require_climate_use and not result.metrics["climate_used"]:
-            raise RunError(f"{run}: the field is not used, and --require-climate-use asks for it")
+        if require_use and chosen.proof is not None and not result.metrics[chosen.proof]:
+            raise RunError(f"{run}: {chosen.proof} is 0, and --require-use asks for 1: {'; '.join(result.warnings)}")
 
 
 @app.command(epilog="Example: sensorium report runs/first")

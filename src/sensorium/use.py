@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from sensorium import config as configuration
 from sensorium import exported, families, reading
 from sensorium.engine import rundir, session
-from sensorium.engine.contract import Answerer, Family, FolderSearcher, Host, Loaded, Searcher
+from sensorium.engine.contract import Answerer, Family, FolderSearcher, Host, Illustrator, Loaded, Searcher
 from sensorium.engine.tracking import progress_bar
 from sensorium.errors import CheckpointError, ConfigError, DataError
 from sensorium.files import new_folder, remove
@@ -53,20 +53,6 @@ def answerer(run: Path, checkpoint: str = "best") -> Answerer:
     if not isinstance(found, Answerer):
         raise ConfigError(f"{run}: family {family_of(run).name!r} answers no questions")
     return found
-
-
-@runtime_checkable
-class Illustrator(Protocol):
-    """What ``Family.use`` makes of a trained run that draws pictures: all the command line needs of it.
-
-    ``how``: the family's settings of drawing, those that were given. Lines about what was done are said to ``host``.
-    """
-
-    def draw_file(self, data: Path, out: Path, how: Mapping[str, Any], host: Host) -> None:
-        """Pictures for every sample of a file of tastes, into ``out``; goes on where it was interrupted."""
-
-    def draw_user(self, user: str, target: str, out: Path, how: Mapping[str, Any], host: Host) -> None:
-        """Pictures of ``target`` for a user of the run's data, into ``out``."""
 
 
 def illustrator(run: Path, checkpoint: str = "best") -> Illustrator:

@@ -62,7 +62,7 @@ class Pictures:
         return list(painter.paint(wishes_of(taste, wanted, mode), soft, self._negative(wanted), wanted.batch))
 
     def draw_file(self, data: Path, out: Path, how: Mapping[str, Any], host: Host) -> None:
-        """As ``use.Illustrator``: pictures for the samples of a file of processed JSON."""
+        """As ``contract.Illustrator``: pictures for the samples of a file of processed JSON."""
         wanted = read_how(how)
         places = places_of(self.data)
         if wanted.image_dir is not None:
@@ -70,7 +70,7 @@ class Pictures:
         self._draw(read_tastes(data.expanduser(), places), out, wanted, host)
 
     def draw_user(self, user: str, target: str, out: Path, how: Mapping[str, Any], host: Host) -> None:
-        """As ``use.Illustrator``: the history is that of the user's last sample in the run's data."""
+        """As ``contract.Illustrator``: the history is that of the user's last sample in the run's data."""
         if not target.strip():
             raise ConfigError("--target is empty; say what to draw")
         known = {taste.user: taste for found in read_splits(self.data).values() for taste in found}
