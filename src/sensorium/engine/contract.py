@@ -345,6 +345,8 @@ class Family:
     ``after_step(task, step)`` runs after each optimizer step.
     ``at_chance(values)``: the step's logged values are what guessing would give; hundreds of them in a row raise an
     alarm.
+    ``pictures(task, source, config)``: what the model draws by now for some samples of the validation split, PNGs by
+    file name; it draws nothing from generators that training uses.
     ``proof``: the metric of an evaluation that is 1 where the model surely uses what makes it more than its frozen
     parts, else 0; None: there is none.
     ``exports``: by format, what writes the trained model into a new folder and returns a line about it.
@@ -374,4 +376,5 @@ class Family:
     use: Callable[[Loaded], Any] | None = None
     proof: str | None = None
     profile: Callable[[RunConfig, Meter], Table] | None = None
+    pictures: Callable[[nn.Module, Source, RunConfig], Mapping[str, bytes]] | None = None
     exports: Mapping[str, Callable[[Loaded, Path], str]] = field(default_factory=dict)
