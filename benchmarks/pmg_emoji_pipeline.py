@@ -87,8 +87,8 @@ def keep(path: Path, parts: nn.ModuleDict, optimizer: torch.optim.Optimizer, ave
         "average": average.state_dict(),
         "step": step,
     }
-    with files.new_file(path) as temporary:
-        torch.save(state, temporary)
+    with files.replacing(path) as file:
+        torch.save(state, file)
 
 
 def pixels_of(folder: Path, rows: Sequence[dict[str, str]]) -> Tensor:

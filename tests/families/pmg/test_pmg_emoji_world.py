@@ -1,4 +1,4 @@
-"""The world of the benchmark `pmg_emoji`: what is held out is, histories say how and targets do not, training resumes."""
+"""The world of the benchmark `pmg_emoji`: what is held out, what histories say, training that resumes."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ def test_pictures_are_framed_and_stroked(world_module: ModuleType) -> None:
     framed = world_module.framed(picture)
     assert framed.size == (64, 64)
     assert [framed.getpixel(place) for place in ((2, 32), (32, 2))] == [(255, 255, 255)] * 2
-    assert framed.getpixel((45, 32)) == (200, 30, 30)
+    red, green, _ = framed.getpixel((45, 32))
+    assert (red, green) == (pytest.approx(200, abs=15), pytest.approx(30, abs=15))
     lines = world_module.strokes(picture)
     assert [lines.getpixel(place) for place in ((21, 12), (26, 12))] == [(0, 0, 0), (255, 255, 255)]
 
@@ -96,6 +97,8 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path: Path, monkey
     monkeypatch.syspath_prepend(BENCHMARKS)
     module = importlib.import_module("pmg_emoji_pipeline")
     monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
+    for name in "ab":
+        (tmp_path / name).mkdir()
 
     def run(path: Path, killed: int | None) -> Tensor:
         torch.manual_seed(0)
