@@ -20,7 +20,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,12 @@ from pmg_emoji_pipeline import make_pipeline
 from pmg_emoji_world import SIDE, WAYS, drawings, things, write_world
 
 from sensorium import files
+from sensorium.engine.files import read_lines
 from sensorium.engine.results import read_result
 
 ERRORS = ("own/error", "caption-only/error", "other-user/error")
 SPLITS = ("val", "test")
+LEAST_THINGS, LEAST_USERS = 34, 50  # so that each way has users and things in validation and test
 GUIDANCE = 3.0
 LARGE = 96  # pixels of a picture in the grid
 SETTINGS = (
@@ -73,10 +75,11 @@ def train(given: argparse.Namespace, rate: float) -> Path:
     return run
 
 
-def scores(run: Path, split: str) -> list[float]:
-    """Errors with the user's soft tokens, with the caption alone and with another user's."""
-    metrics = read_result(run / "evaluation" / f"{split}.json").evaluation.metrics
-    return [metrics[name] for name in ERRORS]
+def scores(run: Path) -> dict[str, Mapping[str, float]]:
+    """Metrics by split: of the best validation, whose checkpoint draws, and of the test."""
+    validations = [line["metrics"] for line in read_lines(run / "metrics.jsonl") if line["kind"] == "val"]
+    test = read_result(run / "evaluation" / "test.json").evaluation.metrics
+    return {"val": min(validations, key=lambda metrics: metrics["loss"]), "test": test}
 
 
 def wishes(folder: Path, held: Sequence[dict[str, Any]]) -> None:
@@ -137,7 +140,10 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--unet-steps", type=int, default=1500)
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-3], help="learning rates of the adapter")
     parser.add_argument("settings", nargs="*", help="of the run, section.key=value")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.things < LEAST_THINGS or given.users < LEAST_USERS:
+        parser.error(f"--things {given.things} --users {given.users}: the grid needs {LEAST_THINGS} and {LEAST_USERS}")
+    return given
 
 
 def main() -> None:
@@ -153,13 +159,15 @@ def main() -> None:
         print(make_pipeline(world, given.out, given.out / "stable_diffusion", steps), flush=True)
     runs = {rate: train(given, rate) for rate in given.rates}
     columns = ("learning rate", *(f"{split}: {name}" for split in SPLITS for name in ("own", "alone", "other")))
+    found = {rate: scores(run) for rate, run in runs.items()}
     lines = [
-        [f"{rate:g}", *(f"{value:.5f}" for split in SPLITS for value in scores(run, split))]
-        for rate, run in runs.items()
+        [f"{rate:g}", *(f"{metrics[name]:.5f}" for metrics in of_split.values() for name in ERRORS)]
+        for rate, of_split in found.items()
     ]
     print(machine())
     print(table(columns, lines))
-    print(draw(given, min(runs.values(), key=lambda run: scores(run, "val")[0])))
+    best = min(found, key=lambda rate: found[rate]["val"]["loss"])
+    print(draw(given, runs[best]))
 
 
 if __name__ == "__main__":
