@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from sensorium import config as configuration
 from sensorium import exported, families, reading
 from sensorium.engine import rundir, session
-from sensorium.engine.contract import Answerer, Family, FolderSearcher, Host, Loaded, Searcher
+from sensorium.engine.contract import Answerer, Evaluation, Family, FolderSearcher, Host, Loaded, Searcher
 from sensorium.engine.tracking import progress_bar
 from sensorium.errors import CheckpointError, ConfigError, DataError
 from sensorium.files import new_folder, remove
@@ -74,6 +74,23 @@ def illustrator(run: Path, checkpoint: str = "best") -> Illustrator:
     found = load(run, checkpoint)
     if not isinstance(found, Illustrator):
         raise ConfigError(f"{run}: family {family_of(run).name!r} draws no pictures")
+    return found
+
+
+@runtime_checkable
+class Comparer(Protocol):
+    """What ``Family.use`` makes of a trained run whose pictures can be judged: all the command line needs of it."""
+
+    def compare_file(self, data: Path, out: Path, how: Mapping[str, Any], host: Host) -> Evaluation:
+        """Make what is missing in ``out`` for every sample of a file of tastes, by the run and by other ways, and judge
+        it; ``how``: the family's settings of that, those that were given."""
+
+
+def comparer(run: Path, checkpoint: str = "best") -> Comparer:
+    """The use of a run, or of an export, that compares. Raises ConfigError where its family does not."""
+    found = load(run, checkpoint)
+    if not isinstance(found, Comparer):
+        raise ConfigError(f"{run}: family {family_of(run).name!r} has no pictures to compare; leave --data out")
     return found
 
 

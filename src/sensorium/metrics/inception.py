@@ -1,8 +1,8 @@
 """The Inception network of the Fréchet Inception distance, in plain torch: 2,048 numbers of a picture.
 
 Layout and names are those of the published ``pt_inception-2015-12-05`` (TensorFlow's network of 2015, ported by the
-pytorch-fid project), which differs from torchvision's in its pooling: averages leave the padding out, and the last block
-takes maxima.
+pytorch-fid project), which differs from torchvision's in its pooling: averages leave the padding out, and the last
+block takes maxima.
 """
 
 from __future__ import annotations

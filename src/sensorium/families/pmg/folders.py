@@ -90,12 +90,16 @@ def part_digest(folder: Path) -> str:
     files = next((found for one in _WEIGHTS if (found := sorted(folder.glob(one)))), [])
     if not files:
         raise ConfigError(f"{folder}: holds no weights ({', '.join(_WEIGHTS)}); give the folder of a complete model")
+    text = "\n".join([config_digest(read_config(folder)), *(file_digest(path) for path in files)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, remembered. Raises ConfigError where it cannot be read."""
     try:
-        keys = ContentKeys(default_root() / MEMO).keys(files)
+        return ContentKeys(default_root() / MEMO).key(path)
     except DataError as error:
         raise ConfigError(str(error)) from error
-    text = "\n".join([config_digest(read_config(folder)), *keys])
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def base_digests(model: ModelConfig) -> dict[str, str]:

@@ -97,6 +97,10 @@ class Painter:
             texts([wish.style for wish in wishes], parts.style),
         )
 
+    def remember(self, text: str, length: int, states: Tensor) -> None:
+        """Take ``[length, d]`` for the states of a text that holds more than words."""
+        self._texts[text, length] = states.to(self.device)
+
     def text(self, text: str, length: int) -> Tensor:
         """States of a text, ``[length, d]``, remembered."""
         if (text, length) not in self._texts:

@@ -15,16 +15,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sensorium import config as configuration
 from sensorium.data.tastes import Liked, Taste, read_tastes
-from sensorium.engine.contract import Host, Loaded
+from sensorium.engine.contract import Evaluation, Host, Loaded
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import CheckpointError, ConfigError, DataError
 from sensorium.families.pmg import adapter_files
+from sensorium.families.pmg.baselines import Baselines
+from sensorium.families.pmg.comparing import CompareConfig, Studio, compare
 from sensorium.families.pmg.drawing import DrawConfig, draw_all, mode_of, read_how, wishes_of, write_meta
 from sensorium.families.pmg.folders import base_digests
 from sensorium.families.pmg.painting import Painter, soft_tokens
 from sensorium.families.pmg.prompts import Prompts, negative_prompt_of
-from sensorium.families.pmg.sampling import Sampling
+from sensorium.families.pmg.sampling import Sampling, device_of
 from sensorium.families.pmg.sources import open_prompts, places_of, read_splits
 from sensorium.families.pmg.task import FROZEN_DTYPES, PMGTask, folder_of, open_task, sections
 
@@ -64,10 +67,13 @@ class Pictures:
     def draw_file(self, data: Path, out: Path, how: Mapping[str, Any], host: Host) -> None:
         """As ``use.Illustrator``: pictures for the samples of a file of processed JSON."""
         wanted = read_how(how)
+        self._draw(self._tastes(data, wanted), out, wanted, host)
+
+    def _tastes(self, data: Path, how: DrawConfig) -> list[Taste]:
         places = places_of(self.data)
-        if wanted.image_dir is not None:
-            places = type(places)(Path(wanted.image_dir).expanduser(), places.prefixes)
-        self._draw(read_tastes(data.expanduser(), places), out, wanted, host)
+        if how.image_dir is not None:
+            places = type(places)(Path(how.image_dir).expanduser(), places.prefixes)
+        return read_tastes(data.expanduser(), places)
 
     def draw_user(self, user: str, target: str, out: Path, how: Mapping[str, Any], host: Host) -> None:
         """As ``use.Illustrator``: the history is that of the user's last sample in the run's data."""
@@ -83,8 +89,24 @@ class Pictures:
         asked = Taste(user, taste.history, Liked(target, target, Path()), taste.style, taste.where)
         self._draw([asked], out, read_how(how), host)
 
+    def compare_file(self, data: Path, out: Path, how: Mapping[str, Any], host: Host) -> Evaluation:
+        """As ``use.Comparer``: pictures for the samples of a file beside those of other ways to make them."""
+        config = configuration.build(CompareConfig, how, "evaluate")
+        rows = Baselines(self.task, self.data, config, out / "vectors")
+        studio = Studio(
+            dataset=self.data.name,
+            side=self.data.image_size,
+            resize=self.data.resize,
+            clip=self.task.settings.clip,
+            adapter=self.digest,
+            draw=self._draw,
+            invert=rows.invert,
+            ip=rows.ip,
+        )
+        return compare(studio, self._tastes(data, config.draw), out, config, host)
+
     def _draw(self, tastes: Sequence[Taste], out: Path, how: DrawConfig, host: Host) -> None:
-        _device(how.device)
+        device_of(how.device)
         mode = mode_of(how, self.task.settings.conditioning, host)
         bad = next((one for one in tastes if not one.target.caption.strip()), None)
         if bad is not None:
@@ -111,7 +133,7 @@ class Pictures:
 
     def _soft(self, tastes: Sequence[Taste], how: DrawConfig) -> dict[tuple[str, ...], Tensor]:
         """The first phase; when it is done the language model has left the device, and the UNet is there."""
-        device = torch.device(_device(how.device))
+        device = torch.device(device_of(how.device))
         for part in (self.task.adapter, self.task.llm):
             part.to(device)
         histories = [tuple(liked.caption for liked in taste.history) for taste in tastes]
@@ -128,16 +150,6 @@ class Pictures:
 
     def _sampling(self, how: DrawConfig) -> Sampling:
         return Sampling(self.data.image_size, how.many_steps, how.guidance, how.scheduler)
-
-
-def _device(name: str) -> str:
-    """Raises ConfigError for one that is not there."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    number = int(name.partition(":")[2] or 0)
-    if name != "cpu" and number >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; take cpu or auto")
-    return name
 
 
 def open_pictures(

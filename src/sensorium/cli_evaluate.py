@@ -1,0 +1,119 @@
+"""The verb that judges. Heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sensorium.errors import printable
+
+if TYPE_CHECKING:
+    from sensorium.engine.settings import RunConfig
+
+EXAMPLE = "Example: sensorium evaluate runs/first --split test --checkpoint best"
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder; with --data also an exported adapter.")],
+    split: Annotated[str | None, typer.Option(help="train, val or test; default test.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="best, latest, or the name of a checkpoint folder.")] = "best",
+    require_climate_use: Annotated[
+        bool, typer.Option("--require-climate-use", help="climate_text: exit code 1 where the field is not used.")
+    ] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Processed samples (JSON): pictures for each, drawn and judged (pmg).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --data: folder of the pictures and of evaluation.json.")
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            help="none, keywords, soft, pmg, textual_inversion, ip_adapter, other_user, copy_history, oracle_target."
+        ),
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="Pictures of each sample.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; default 50, with dpmsolver 25.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="ddim, ddpm or dpmsolver.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the noise.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Pictures made at a time.")] = None,
+    image_dir: Annotated[str | None, typer.Option(help="Put before relative paths of pictures.")] = None,
+    device: Annotated[str | None, typer.Option(help="With --data: cpu, cuda, cuda:1 or auto.")] = None,
+    clip: Annotated[str | None, typer.Option(help="CLIP of the metrics; default that of the run.")] = None,
+    weights_dir: Annotated[str | None, typer.Option(help="Downloaded weights of LPIPS, Inception, aesthetics.")] = None,
+    ip_adapter: Annotated[str | None, typer.Option(help="Folder with ip-adapter*.safetensors, image_encoder/.")] = None,
+    ti_users: Annotated[int | None, typer.Option(help="So many users, in every row.")] = None,
+    ti_steps: Annotated[int | None, typer.Option(help="Steps of textual inversion for a user.")] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Judge the samples of which no picture is missing, in every row.")
+    ] = False,
+) -> None:
+    """Evaluate a checkpoint on a split; writes RUN/evaluation/<split>.json and the report anew. With --data: pictures
+    of a pmg model beside those of other ways to make them, in one table."""
+    from sensorium.errors import ConfigError
+
+    draw = _given(
+        {"images": images, "steps": steps, "guidance": guidance, "scheduler": scheduler, "seed": seed}
+        | {"batch": batch, "image_dir": image_dir, "device": device}
+    )
+    judge = _given({"clip": clip, "weights_dir": weights_dir, "allow_missing": allow_missing or None})
+    whole = _given({"ip_adapter": ip_adapter, "ti_users": ti_users})
+    if data is None:
+        ours = _given({"out": out, "compare": compare, "ti_steps": ti_steps, **draw, **judge, **whole})
+        if ours:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in ours)
+            raise ConfigError(f"{names}: only with --data FILE, the samples to draw and judge")
+        _evaluate_split(run, split or "test", checkpoint, require_climate_use)
+        return
+    how = {"draw": draw, "judge": judge, "inversion": _given({"steps": ti_steps}), **whole}
+    if compare is not None:
+        how["rows"] = compare.split(",")
+    if split is not None or require_climate_use or out is None:
+        raise ConfigError("with --data give --out FOLDER, and neither --split nor --require-climate-use")
+    _compare(run, checkpoint, (data, out), how)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _compare(run: Path, checkpoint: str, places: tuple[Path, Path], how: dict[str, Any]) -> None:
+    from sensorium import use
+    from sensorium.engine.tables import print_evaluation
+
+    data, out = places
+    host = use.host(lambda line: typer.echo(printable(line)))
+    print_evaluation(use.comparer(run, checkpoint).compare_file(data, out, how, host))
+    typer.echo(f"Results: {out / 'evaluation.json'}")
+
+
+def _evaluate_split(run: Path, split: str, checkpoint: str, require_climate_use: bool) -> None:
+    from sensorium.engine import launch, session
+    from sensorium.engine.evaluate import evaluate_run
+    from sensorium.engine.report import write_report
+    from sensorium.engine.tables import print_evaluation
+    from sensorium.errors import ConfigError, RunError
+    from sensorium.use import family_of
+
+    chosen = family_of(run)
+    if require_climate_use and chosen.name != "climate_text":
+        raise ConfigError(f"--require-climate-use is about runs of climate_text; {run} is one of {chosen.name}")
+    spread(session.read_config(chosen, run), training=False)
+    result = evaluate_run(chosen, run, split, checkpoint)
+    if launch.is_main():
+        print_evaluation(result)
+        typer.echo(f"Report: {write_report(run)}")
+        if require_climate_use and not result.metrics["climate_used"]:
+            raise RunError(f"{run}: the field is not used, and --require-climate-use asks for it")
+
+
+def spread(config: RunConfig, *, training: bool = True) -> None:
+    """Leave with the exit code of the processes that did the work, where that takes several."""
+    from sensorium.engine import launch
+
+    code = launch.spread(config.train, training=training)
+    if code is not None:
+        raise typer.Exit(code)

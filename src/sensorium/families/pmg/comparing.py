@@ -1,0 +1,301 @@
+"""One table: pictures of an adapter beside those of other ways to make them, for the same samples, with the same noise.
+
+```
+OUT/
+    none/  keywords/  soft/  pmg/  other_user/  textual_inversion/  ip_adapter/     as drawing.py writes them
+    vectors/             of textual_inversion, one a user
+    evaluation.json      every number, by row and by sample
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from pydantic import Field
+
+from sensorium import reading
+from sensorium.config import Section
+from sensorium.data.media import load_image
+from sensorium.data.tastes import Taste
+from sensorium.engine.contract import Evaluation, Host
+from sensorium.engine.seeds import generator
+from sensorium.errors import ConfigError, DataError
+from sensorium.families.pmg import board as boards
+from sensorium.families.pmg.board import Board
+from sensorium.families.pmg.config import DrawMode
+from sensorium.families.pmg.drawing import INFO, DrawConfig, folder_of
+from sensorium.families.pmg.encoders import Resize
+from sensorium.families.pmg.inversion import pictures_of
+from sensorium.families.pmg.ip_adapter import weights_file
+from sensorium.families.pmg.judges import open_judges
+from sensorium.families.pmg.judging import Judging, Show, common, unreadable
+from sensorium.families.pmg.sampling import device_of
+from sensorium.files import write_json
+
+Row = Literal[
+    *("none", "keywords", "soft", "pmg", "textual_inversion", "ip_adapter"),
+    *("other_user", "copy_history", "oracle_target"),
+]
+RESULTS = "evaluation.json"
+MODES: Mapping[str, DrawMode] = {
+    "none": "caption_only",
+    "keywords": "keywords",
+    "soft": "target_soft",
+    "pmg": "target_soft_style",
+    "other_user": "target_soft_style",
+}
+_FORMAT = 1
+
+
+class JudgeConfig(Section):
+    """Who judges, and what of."""
+
+    clip: str | None = Field(None, min_length=1, description="CLIP of the metrics; null: model.clip, if it is there.")
+    weights_dir: str | None = Field(None, min_length=1, description="Folder of the judges' downloaded weights.")
+    allow_missing: bool = Field(False, description="Judge the samples of which no picture is missing, in every row.")
+
+
+class InversionConfig(Section):
+    """Textual inversion (Gal et al. 2022): one word vector of a user."""
+
+    steps: int = Field(500, ge=1, le=100_000, description="Steps of training for a user.")
+    lr: float = Field(5e-3, gt=0, le=10, description="Learning rate.")
+    batch: int = Field(4, ge=1, le=256, description="Pictures of a step.")
+
+
+class CompareConfig(Section):
+    """What to compare, how to draw, who judges."""
+
+    rows: tuple[Row, ...] = Field(
+        ("none", "keywords", "soft", "pmg", "other_user", "copy_history", "oracle_target"),
+        min_length=1,
+        description="Ways to make pictures, in the order of the table's columns.",
+    )
+    draw: DrawConfig = DrawConfig()
+    judge: JudgeConfig = JudgeConfig()
+    inversion: InversionConfig = InversionConfig()
+    ti_users: int | None = Field(None, ge=1, description="So many users, drawn by the seed, in every row; null: all.")
+    ip_adapter: str | None = Field(None, min_length=1, description="Folder of ip_adapter: weights and image encoder.")
+    ip_scale: float = Field(0.6, ge=0, le=2, description="Weight of the picture in ip_adapter.")
+
+
+Draw = Callable[[Sequence[Taste], Path, DrawConfig, Host], None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What pictures are judged as: squares of ``side`` pixels. ``clip``: the CLIP to take where no other is named."""
+
+    dataset: str
+    side: int
+    resize: Resize
+    clip: str
+
+    def judging(self, samples: Sequence[Taste], config: JudgeConfig, device: str) -> Judging:
+        """Raises ConfigError for weights that are not what they should be."""
+        where = device_of(device)
+        judges = open_judges(config.clip or self.clip, config.weights_dir, where, needs_clip=config.clip is not None)
+        return Judging(samples, judges, self.side, self.resize, where)
+
+
+@dataclass(frozen=True)
+class Studio(Bench):
+    """What draws. ``draw``: as `sensorium generate` does; ``invert`` and ``ip``: the rows that are no adapter's."""
+
+    adapter: str
+    draw: Draw
+    invert: Draw
+    ip: Draw
+
+
+def compare(studio: Studio, tastes: Sequence[Taste], out: Path, config: CompareConfig, host: Host) -> Evaluation:
+    """Draw what is missing in ``out``, judge all of it, write ``evaluation.json``.
+
+    Raises ConfigError and DataError; before anything slow where they can be known before.
+    """
+    if len(set(config.rows)) != len(config.rows):
+        raise ConfigError(f"--compare {','.join(config.rows)}: a row stands there twice")
+    chosen = _chosen(tastes, config)
+    if "ip_adapter" in config.rows and config.ip_adapter is not None:
+        weights_file(Path(config.ip_adapter).expanduser())
+    judge = config.judge
+    kept = common(unreadable(chosen), len(chosen), host, allow_missing=judge.allow_missing)
+    samples = [chosen[number] for number in kept]
+    if "textual_inversion" in config.rows:
+        for taste in samples:
+            pictures_of(taste.user, samples)
+    judging = studio.judging(samples, judge, config.draw.device)
+    shows, skipped_rows = _drawn(studio, samples, out, config, host)
+    board = judged(judging, shows, skipped_rows, host)
+    content = {
+        "format": _FORMAT,
+        "dataset": studio.dataset,
+        "total_samples": len(tastes),
+        "evaluated_samples": len(samples),
+        "rows": {row: boards.row_json(board, row) for row in board.rows},
+        "differences": boards.differences_json(board),
+        "skipped_metrics": dict(board.skipped),
+        "skipped_rows": dict(board.skipped_rows),
+        "protocol": {
+            **protocol(judging),
+            "adapter_digest": studio.adapter,
+            "draw": {
+                **config.draw.model_dump(mode="json", exclude={"batch", "device"}),
+                "steps": config.draw.many_steps,
+            },
+            "inversion": config.inversion.model_dump(mode="json") if "textual_inversion" in shows else None,
+            "ip_scale": config.ip_scale if "ip_adapter" in shows else None,
+            "preferences": "supplied with the data",
+        },
+    }
+    write_json(out / RESULTS, content)
+    draw = config.draw
+    drawn = f"{draw.images} each, {draw.many_steps} steps of {draw.scheduler}, guidance {draw.guidance:g}"
+    return boards.evaluation(board, f"{drawn}, seed {draw.seed}.")
+
+
+def judged(judging: Judging, shows: Mapping[str, Show], skipped_rows: Mapping[str, str], host: Host) -> Board:
+    """Every row by every judge."""
+    measured = {row: judging.row(row, show, host) for row, show in shows.items()}
+    metrics, values = boards.stack({row: found for row, (found, _) in measured.items()})
+    sets = {row: found for row, (_, found) in measured.items()}
+    return Board(judging.samples, tuple(shows), metrics, values, sets, judging.skipped, skipped_rows)
+
+
+def protocol(judging: Judging) -> dict[str, Any]:
+    """What numbers must agree in to be compared."""
+    return {
+        "image_size": judging.side,
+        "resize": judging.resize,
+        "samples": boards.digest_of(judging.samples),
+        "judges": judging.judges.identities(),
+        "intervals": "95 %, bootstrap over users",
+    }
+
+
+def _chosen(tastes: Sequence[Taste], config: CompareConfig) -> Sequence[Taste]:
+    """The samples of all rows: of all users, or of those that ``ti_users`` leaves."""
+    users = list(dict.fromkeys(taste.user for taste in tastes))
+    if len(users) < 2 and "other_user" in config.rows:
+        raise ConfigError("row other_user needs samples of two users; leave it out of --compare")
+    if config.ti_users is None:
+        return tastes
+    if config.ti_users > len(users):
+        raise ConfigError(f"--ti-users {config.ti_users}: the data have {len(users)} users")
+    places = generator(config.draw.seed, "users").permutation(len(users))[: config.ti_users]
+    left = {users[place] for place in places}
+    return [taste for taste in tastes if taste.user in left]
+
+
+def _drawn(
+    studio: Studio, samples: Sequence[Taste], out: Path, config: CompareConfig, host: Host
+) -> tuple[dict[str, Show], dict[str, str]]:
+    """How to see each row, once it is drawn; and why others are not there."""
+    if config.draw.mode is not None:
+        raise ConfigError("--mode: each row has a conditioning of its own")
+    shows: dict[str, Show] = {}
+    skipped: dict[str, str] = {}
+    for row in config.rows:
+        if row == "ip_adapter" and config.ip_adapter is None:
+            skipped[row] = "needs --ip-adapter FOLDER with ip-adapter_sd15.safetensors and image_encoder/"
+            continue
+        if row == "copy_history":
+            shows[row] = lambda number: [load_image(samples[number].history[-1].path)]
+        elif row == "oracle_target":
+            shows[row] = lambda number: [load_image(samples[number].target.path)]
+        else:
+            folder = out / row
+            host.say(f"row {row}")
+            _draw_row(studio, row, samples, folder, config, host)
+            shows[row] = from_folder(folder, config.draw.images)
+    if not shows:
+        raise ConfigError(f"nothing is left to be judged: {'; '.join(skipped.values())}")
+    return shows, skipped
+
+
+def _draw_row(
+    studio: Studio, row: str, samples: Sequence[Taste], folder: Path, config: CompareConfig, host: Host
+) -> None:
+    if row == "textual_inversion":
+        studio.invert(samples, folder, config.draw, host)
+    elif row == "ip_adapter":
+        studio.ip(samples, folder, config.draw, host)
+    else:
+        wanted = others(samples, config.draw.seed) if row == "other_user" else samples
+        studio.draw(wanted, folder, config.draw.model_copy(update={"mode": MODES[row]}), host)
+
+
+def others(samples: Sequence[Taste], seed: int) -> list[Taste]:
+    """The samples with history and style of another user, drawn by the seed; noise and target stay their own."""
+    found = []
+    for taste in samples:
+        strangers = [other for other in samples if other.user != taste.user]
+        other = strangers[int(generator(seed, "other", taste.user, taste.target.id).integers(len(strangers)))]
+        found.append(replace(taste, history=other.history, style=other.style))
+    return found
+
+
+def from_folder(folder: Path, images: int) -> Show:
+    """Pictures of samples as drawing.py writes them."""
+
+    def show(number: int) -> list[Image.Image]:
+        return [load_image(folder_of(folder, number) / f"gen_{one}.jpg") for one in range(images)]
+
+    return show
+
+
+def judge_folder(
+    bench: Bench, tastes: Sequence[Taste], folder: Path, config: JudgeConfig, device: str, host: Host
+) -> tuple[dict[str, Any], Evaluation]:
+    """Judge pictures that lie there already: what ``evaluation.json`` says of one row, and the same for people.
+
+    Raises DataError for pictures of other samples than ``tastes``.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of pictures; `sensorium generate` writes one")
+    counts: dict[int, int] = {}
+    bad = unreadable(tastes)
+    for number, taste in enumerate(tastes):
+        reason, counts[number] = _drawn_for(taste, folder_of(folder, number))
+        if reason is not None:
+            bad.setdefault(number, reason)
+    kept = common(bad, len(tastes), host, allow_missing=config.allow_missing)
+    judging = bench.judging([tastes[number] for number in kept], config, device)
+
+    def show(place: int) -> list[Image.Image]:
+        number = kept[place]
+        return from_folder(folder, counts[number])(number)
+
+    name = folder.resolve().name
+    board = judged(judging, {name: show}, {}, host)
+    content = {
+        "dataset": bench.dataset,
+        "total_samples": len(tastes),
+        "evaluated_samples": len(kept),
+        **boards.row_json(board, name),
+        "skipped_metrics": dict(board.skipped),
+        "protocol": protocol(judging),
+    }
+    return content, boards.evaluation(board, f"Pictures of {folder}.")
+
+
+def _drawn_for(taste: Taste, folder: Path) -> tuple[str | None, int]:
+    """Why a sample's pictures cannot be judged, and how many there are. Raises DataError for those of another one."""
+    try:
+        info = reading.parse_json(reading.read_bytes(folder / INFO))
+    except (OSError, ValueError) as error:
+        return f"{folder / INFO}: cannot be read ({error})", 0
+    found = info if isinstance(info, dict) else {}
+    said, wanted = (str(found.get("user_id")), str(found.get("target_item_id"))), (taste.user, taste.target.id)
+    if said != wanted:
+        raise DataError(f"{folder}: is of user and target {said}, the data have {wanted} there; give the data it is of")
+    count = found.get("num_generated")
+    if not isinstance(count, int) or count < 1:
+        return f"{folder / INFO}: says no number of pictures (num_generated)", 0
+    gone = [path for path in (folder / f"gen_{one}.jpg" for one in range(count)) if not path.is_file()]
+    return (f"{gone[0]}: no such file" if gone else None), count
