@@ -45,7 +45,10 @@ _EXAMPLE_THINGS = (
     "a straw hat on a sunny wall",
     "a lemon cake on a wooden table",
 )
-_EXAMPLE = tuple("yellow,sunny,floral,rustic,wood,cheerful,warm light,country style,homely,pastel".split(","))
+_EXAMPLE = (
+    *("yellow", "sunny", "floral", "rustic", "wood", "cheerful"),
+    *("warm light", "country style", "homely", "pastel"),
+)
 _OPENING = "1."
 _USER, _ASSISTANT = "Human: ", "Assistant: "
 _ITEM = re.compile(r"(?:^|(?<=\s))[(\[（【]?\d{1,2}[.)\]:、．）】](?!\d)\s*|^\s*[-*•·]\s+", re.MULTILINE)  # noqa: RUF001
@@ -86,8 +89,8 @@ def parse(answer: str, count: int = COUNT, *, cut: bool = False) -> tuple[str, .
 def _items(said: str) -> Iterator[str]:
     """What follows each marker, to the end of its line or the next one."""
     places = [*_ITEM.finditer(said)]
-    ends = [*(place.start() for place in places[1:]), len(said)]
-    for place, end in zip(places, ends, strict=True):
+    for place, following in zip(places, [*places[1:], None][: len(places)], strict=True):
+        end = len(said) if following is None else following.start()
         yield said[place.end() : end].strip().partition("\n")[0]
 
 

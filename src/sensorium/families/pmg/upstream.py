@@ -33,13 +33,13 @@ _WEIGHT, _BIAS, _COUNTER = "mapping_layer.weight", "mapping_layer.bias", "prefix
 _WRAPPED = "module."  # names of a file that was written from inside DistributedDataParallel
 
 
-def read_upstream(file: Path, model: Mapping[str, Any], data: Mapping[str, Any]) -> PMGAdapter:
+def read_upstream(file: Path, model: Mapping[str, Any], data: Mapping[str, Any], precision: str) -> PMGAdapter:
     """See ``PMGAdapter.from_upstream``."""
     found = _tensors(file)
     counts = {"num_image_prompt": _rows(file, found, _SOFT, 1), "num_prefix_prompt": _rows(file, found, _PREFIX, 0)}
-    config = settings.resolve(families.load("pmg"), "guide", {"model": {**model, **counts}, "data": dict(data)})
+    changes = {"model": {**model, **counts}, "data": dict(data), "train": {"precision": precision}}
+    config = settings.resolve(families.load("pmg"), "guide", changes)
     ours, place = sections(config)
-    precision = config.train.precision
     task = open_task(ours, FROZEN_DTYPES[precision])
     _give(file, found, task.adapter)
     facts = {
@@ -64,7 +64,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     wrong = sorted((known - {_PREFIX}) - found.keys()) or sorted(found.keys() - known - {_COUNTER})
     if wrong:
         raise CheckpointError(
-            f"{file}: is no published adapter, see {wrong[0]!r}; sought are {', '.join(sorted(known))}, and nothing else"
+            f"{file}: is no published adapter, see {wrong[0]!r}; it must hold {', '.join(sorted(known))} alone"
         )
     return found
 
