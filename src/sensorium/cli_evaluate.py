@@ -40,6 +40,8 @@ def evaluate(
     scheduler: Annotated[str | None, typer.Option(help="ddim, ddpm or dpmsolver.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the noise.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures made at a time.")] = None,
+    keywords: Annotated[str | None, typer.Option(help="Words of the taste: auto, file, history or off.")] = None,
+    preferences: Annotated[str | None, typer.Option(help="JSON with the style text of users.")] = None,
     image_dir: Annotated[str | None, typer.Option(help="Put before relative paths of pictures.")] = None,
     device: Annotated[str | None, typer.Option(help="With --data: cpu, cuda, cuda:1 or auto.")] = None,
     clip: Annotated[str | None, typer.Option(help="CLIP of the metrics; default that of the run.")] = None,
@@ -57,7 +59,7 @@ def evaluate(
 
     draw = _given(
         {"images": images, "steps": steps, "guidance": guidance, "scheduler": scheduler, "seed": seed}
-        | {"batch": batch, "image_dir": image_dir, "device": device}
+        | {"batch": batch, "image_dir": image_dir, "device": device, "keywords": keywords, "preferences": preferences}
     )
     judge = _given({"clip": clip, "weights_dir": weights_dir, "allow_missing": allow_missing or None})
     whole = _given({"ip_adapter": ip_adapter, "ti_users": ti_users})

@@ -31,7 +31,7 @@ from sensorium.engine.contract import Family, Loaded
 from sensorium.engine.results import FOLDER as RESULTS
 from sensorium.engine.results import Result, read_result
 from sensorium.engine.seeds import reseed
-from sensorium.engine.settings import config_class
+from sensorium.engine.settings import RunConfig, config_class
 from sensorium.engine.stages import learnable
 from sensorium.errors import CheckpointError
 from sensorium.files import write_file, write_json
@@ -61,18 +61,22 @@ def describe(loaded: Loaded, kind: str, data: Mapping[str, Any], facts: Mapping[
     """The content of ``config.json``. ``kind``: the format of the export; ``data``: the part of the data section that
     whoever uses the model needs; ``facts``: what the task is built from, and what the family adds to it."""
     parameters = learnable(loaded.task)
+    digest = checkpoint.digest_of(session.weights_of(loaded.task, parameters))
+    made = {"checkpoint": loaded.checkpoint.name, "frozen": session.frozen_digest(loaded.task, parameters)}
+    return {**describe_config(loaded.config, kind, data, facts), **made, "digest": digest}
+
+
+def describe_config(config: RunConfig, kind: str, data: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The same but for what only the trained model tells: its checkpoint and its digests."""
     return {
         "library": LIBRARY,
         "format": FORMAT,
         "version": version("sensorium"),
         "export": kind,
-        "family": loaded.config.family,
-        "preset": loaded.config.preset,
-        "seed": loaded.config.seed,
-        "checkpoint": loaded.checkpoint.name,
-        "digest": checkpoint.digest_of(session.weights_of(loaded.task, parameters)),
-        "frozen": session.frozen_digest(loaded.task, parameters),
-        "model": configuration.dump(loaded.config.model),
+        "family": config.family,
+        "preset": config.preset,
+        "seed": config.seed,
+        "model": configuration.dump(config.model),
         "data": dict(data),
         "facts": dict(facts),
     }

@@ -62,6 +62,8 @@ class Backend:
         # The state is a process-wide singleton; a second run in one process may want another precision.
         AcceleratorState._reset_state(reset_partial_state=asked_world == 1)
         GradientState._reset_state()
+        if settings.tf32 and not cpu:
+            torch.set_float32_matmul_precision("high")
         self._clip = settings.grad_clip
         self._patience, self._advice = f"{settings.timeout_minutes:g} minutes", advice
         try:

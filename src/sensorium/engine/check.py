@@ -26,7 +26,8 @@ from sensorium.engine.order import Clock, clock_of
 from sensorium.engine.seeds import derive, generator
 from sensorium.engine.settings import RunConfig
 from sensorium.engine.tables import print_table
-from sensorium.engine.tracking import clock, import_wandb, progress_bar
+from sensorium.engine.tracking import clock, progress_bar
+from sensorium.engine.wandb_curves import import_wandb
 from sensorium.errors import ConfigError, DataError, RunError, SensoriumError, Stopped
 from sensorium.files import remove
 
@@ -373,7 +374,8 @@ def _time(this: _Check, ticks: Clock, step: float, validation: float) -> None:
 
 def _disk(this: _Check, done: Trial, where: Path) -> None:
     keep, free = this.config.checkpoint.keep, shutil.disk_usage(where).free
-    # The newest, the best one, the one that is being written, and two of each earlier stage.
+    # The newest, milestones, the best one, the one that is being written, and two of each earlier stage.
+    keep += this.config.checkpoint.most_milestones(int(this.report.measured.get("steps") or 0))
     most = keep + 2 + 2 * len(this.family.stages(this.config)) - 2
     need = most * done.checkpoint_bytes
     this.report.measured |= {"checkpoint_bytes": done.checkpoint_bytes, "disk_needed": need, "disk_free": free}

@@ -78,9 +78,11 @@ class Trials:
         return config.model_copy(
             update={
                 "train": config.train.model_copy(update={"steps": steps, "epochs": None, "batch_size": batch_size}),
-                "checkpoint": config.checkpoint.model_copy(update={"every_steps": 1, "every_epochs": None, "keep": 2}),
+                "checkpoint": config.checkpoint.model_copy(
+                    update={"every_steps": 1, "every_epochs": None, "milestone_steps": None, "keep": 2}
+                ),
                 "evaluate": config.evaluate.model_copy(
-                    update={"every_epochs": None, "every_steps": None, "test": False}
+                    update={"every_epochs": None, "every_steps": None, "pictures_every_steps": None, "test": False}
                 ),
                 "track": config.track.model_copy(update={"tensorboard": False, "wandb": "off"}),
                 "loader": config.loader.model_copy(update=skipping),

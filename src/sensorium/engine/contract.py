@@ -331,6 +331,8 @@ class Family:
     ``after_step(task, step)`` runs after each optimizer step.
     ``at_chance(values)``: the step's logged values are what guessing would give; hundreds of them in a row raise an
     alarm.
+    ``pictures(task, source, config)``: what the model draws by now for some samples of the validation split, PNGs by
+    file name; it draws nothing from generators that training uses.
     ``exports``: by format, what writes the trained model into a new folder and returns a line about it.
     ``profile(config, meter)``: what the family's models cost, side by side; None where it has no such comparison.
     ``whole_gradient``: every parameter that a stage trains has a gradient in each step, or ends a run of several ranks.
@@ -357,4 +359,5 @@ class Family:
     at_chance: Callable[[Mapping[str, float]], bool] | None = None
     use: Callable[[Loaded], Any] | None = None
     profile: Callable[[RunConfig, Meter], Table] | None = None
+    pictures: Callable[[nn.Module, Source, RunConfig], Mapping[str, bytes]] | None = None
     exports: Mapping[str, Callable[[Loaded, Path], str]] = field(default_factory=dict)

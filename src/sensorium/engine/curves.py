@@ -9,12 +9,15 @@ neither.
 from __future__ import annotations
 
 import importlib
+import io
 import platform
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from sensorium.files import make_folder, open_file, sync, told
 
@@ -44,6 +47,16 @@ class EventFile:
         """One event for all values of a step."""
         tags = {self._names.get(name, name): value for name, value in values.items()}
         entries = [self._summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()]
+        self._add(self._event(step=step, summary=self._summary(value=entries)))
+
+    def draw(self, step: int, pictures: Mapping[str, bytes]) -> None:
+        """One event for all pictures of a step, PNGs by name."""
+        entries = []
+        for name, content in pictures.items():
+            with Image.open(io.BytesIO(content)) as picture:
+                size = {"width": picture.width, "height": picture.height, "colorspace": len(picture.getbands())}
+            image = self._summary.Image(encoded_image_string=content, **size)
+            entries.append(self._summary.Value(tag=self._names.get(name, name), image=image))
         self._add(self._event(step=step, summary=self._summary(value=entries)))
 
     def settle(self) -> None:

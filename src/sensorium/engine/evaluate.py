@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,6 +66,16 @@ def evaluate(
     with _judging(task, backend):
         result: Evaluation = backend.from_main(lambda: evaluator.score(collected, source, task, final=final))
     return result
+
+
+def draw(task: nn.Module, source: Source, family: Family, config: RunConfig, backend: Backend) -> Mapping[str, bytes]:
+    """What the family draws with ``task``, on the main process; nothing on others."""
+    found: dict[str, bytes] = {}
+    if family.pictures is not None:
+        pictures = family.pictures
+        with _judging(task, backend):
+            backend.from_main(lambda: found.update(pictures(task, source, config)))
+    return found
 
 
 @contextmanager

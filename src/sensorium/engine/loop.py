@@ -146,7 +146,8 @@ def _train(job: _Job) -> Evaluation | None:
         say(f"All {progress.step} steps are done; train.steps or train.epochs makes the run longer.")
         return None
     if backend.is_main:
-        require_room(folder, task, parameters, config, 2 * len(plan) - 2)
+        milestones = config.checkpoint.most_milestones(clock.total)
+        require_room(folder, task, parameters, config, 2 * len(plan) - 2 + milestones)
     if backend.is_main and resume:  # only now: what cannot be trained must not stay
         rundir.store_config(folder, config)
         checkpoint.clear_leftovers(folder)  # where all steps are done, no save follows that would
@@ -303,10 +304,11 @@ def _after_step(run: Run, chosen: dict[str, nn.Parameter], *, last_of_stage: boo
     better = False
     if run.sources.val is not None and clock.due(step, config.evaluate.every_steps, config.evaluate.every_epochs):
         better = _validate(run, run.sources.val)
+    _draw(run)
     wanted = [number in run.stop for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)]
     saving, *stopping = run.backend.anywhere(wanted)
     due = clock.due(step, config.checkpoint.every_steps, config.checkpoint.every_epochs)
-    due = due or clock.due(step, None, config.checkpoint.milestone_epochs)
+    due = due or clock.due(step, config.checkpoint.milestone_steps, config.checkpoint.milestone_epochs)
     if due or better or saving or any(stopping) or last_of_stage:
         progress.optimizer = run.backend.optimizer_state(chosen)
         progress.scaler, progress.processes = run.backend.write_state(), run.backend.world
@@ -338,11 +340,24 @@ def _after_step(run: Run, chosen: dict[str, nn.Parameter], *, last_of_stage: boo
 def _milestones(run: Run) -> list[int]:
     """Steps of the newest checkpoints that were due as milestones."""
     settings = run.config.checkpoint
-    if settings.milestone_epochs is None:
+    steps = [step for folder in checkpoint.named(run.folder) if (step := checkpoint.step_of(folder))]
+    if settings.milestone_steps is not None:
+        found = [step for step in steps if step % settings.milestone_steps == 0]
+    elif settings.milestone_epochs is not None:
+        found = [step for step in steps if run.clock.crosses(step, settings.milestone_epochs)]
+    else:
         return []
-    steps = [checkpoint.step_of(folder) for folder in checkpoint.named(run.folder)]
-    found = [step for step in steps if step and run.clock.crosses(step, settings.milestone_epochs)]
-    return found[-settings.keep :]
+    return found[-(settings.milestones or settings.keep) :]
+
+
+def _draw(run: Run) -> None:
+    """Have the family draw pictures, where it does and they are due."""
+    step, every = run.progress.step, run.config.evaluate.pictures_every_steps
+    if run.family.pictures is None or run.sources.val is None or not run.clock.due(step, every, None):
+        return
+    found = evaluation.draw(run.task, run.sources.val, run.family, run.config, run.backend)
+    run.tracker.pictures(step, found)
+    run.tracker.restart_clock()
 
 
 def _validate(run: Run, source: Source) -> bool:

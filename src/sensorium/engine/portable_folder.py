@@ -60,8 +60,13 @@ def is_one(path: Path) -> bool:
 
 def write_model(saved: Saved, folder: Path) -> None:
     """Write the weights and what builds the model around them. Raises CheckpointError and DiskError."""
-    manifest = checkpoint.check(saved.checkpoint)
     link_or_copy(saved.checkpoint / checkpoint.WEIGHTS, folder / WEIGHTS)
+    write_about(saved, folder)
+
+
+def write_about(saved: Saved, folder: Path) -> None:
+    """Write ``model.json`` alone, for a family whose weights are a file of its own. Raises as ``write_model``."""
+    manifest = checkpoint.check(saved.checkpoint)
     about = About(
         format=FORMAT,
         family=manifest.family,

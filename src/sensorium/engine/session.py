@@ -49,6 +49,9 @@ class Mute:
     def validation(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         pass
 
+    def pictures(self, step: int, found: Mapping[str, bytes]) -> None:
+        pass
+
     def settle(self) -> None:
         pass
 
@@ -189,8 +192,7 @@ def weights_of(task: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str
 def require_room(
     folder: Path, task: nn.Module, parameters: dict[str, nn.Parameter], config: RunConfig, more: int
 ) -> None:
-    """Before the first step: what is known to end on a full disk is not begun. ``more``: kept of earlier stages."""
-    more += config.checkpoint.keep if config.checkpoint.milestone_epochs else 0
+    """Before the first step: what is known to end on a full disk is not begun. ``more``: kept besides the newest."""
     weights = sum(tensor.nbytes for tensor in weights_of(task, parameters).values())
     size = weights + optim.state_bytes(parameters, config.optim)
     checkpoint.require_room(folder, size, config.checkpoint.keep + more)

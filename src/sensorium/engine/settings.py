@@ -30,6 +30,7 @@ class Train(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="Arithmetic of the forward pass; weights stay fp32."
     )
+    tf32: bool = Field(False, description="On a GPU, multiply fp32 matrices in TF32; false: as PyTorch does by itself.")
     grad_clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null switches clipping off.")
     device: Literal["auto", "cpu", "cuda"] = resumable("auto", "Where to train.")
     warm_start: str | None = Field(
@@ -131,10 +132,25 @@ class Checkpoint(Section):
     every_epochs: float | None = resumable(1.0, "Save each so many epochs; null switches it off.", gt=0)
     keep: int = resumable(2, "Newest checkpoints kept; the best one is kept besides.", ge=2)
     milestone_epochs: float | None = resumable(
-        None, "Save each so many epochs, and keep the newest `keep` of these besides; null switches it off.", gt=0
+        None, "Save each so many epochs, and keep the newest `milestones` of these besides; null switches it off.", gt=0
     )
+    milestone_steps: int | None = resumable(None, "The same in steps.", ge=1)
+    milestones: int | None = resumable(None, "Milestones kept; null: as many as `keep`.", ge=1)
     best_metric: str = Field("loss", description="Validation metric that chooses the best checkpoint.")
     best_mode: Literal["min", "max"] = Field("min", description="Whether less or more of `best_metric` is better.")
+
+    def most_milestones(self, steps: int) -> int:
+        """How many milestones a run of so many steps keeps at most."""
+        if self.milestone_epochs is None and self.milestone_steps is None:
+            return 0
+        most = self.milestones or self.keep
+        return most if self.milestone_steps is None else min(most, steps // self.milestone_steps)
+
+    @model_validator(mode="after")
+    def _one_milestone(self) -> Checkpoint:
+        if self.milestone_epochs is not None and self.milestone_steps is not None:
+            raise ValueError("give one of checkpoint.milestone_epochs and checkpoint.milestone_steps")
+        return self
 
 
 class Evaluate(Section):
@@ -142,6 +158,9 @@ class Evaluate(Section):
         1.0, "Evaluate on the validation split each so many epochs; null switches it off.", gt=0
     )
     every_steps: int | None = resumable(None, "Evaluate each so many steps besides.", ge=1)
+    pictures_every_steps: int | None = resumable(
+        None, "Draw pictures of validation samples each so many steps, where the family does; null: never.", ge=1
+    )
     batch_size: int = Field(128, ge=1, description="Rows of an evaluation batch; contrastive losses depend on it.")
     test: bool = resumable(True, "After training, evaluate the best checkpoint on the test split, once.")
 
@@ -150,6 +169,9 @@ class Track(Section):
     log_every: int = resumable(10, "Steps between two lines or refreshes on the console.", ge=1)
     tensorboard: bool = resumable(True, "Write TensorBoard files into the run folder.")
     tensorboard_dir: str | None = resumable(None, "Folder of the TensorBoard files; null: in the run folder.")
+    pictures_dir: str | None = resumable(
+        None, "Folder of what is drawn while training; null: `samples` in the run folder.", min_length=1
+    )
     tensorboard_names: dict[str, str] = resumable(
         {}, "Other names of curves in TensorBoard, by their own: `{train/grad_norm: grad_norm}`."
     )

@@ -9,29 +9,27 @@ Used by one process of a run (rank 0). Nothing here imports torch before TensorB
 
 from __future__ import annotations
 
-import importlib
 import resource
 import statistics
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import IO, Any, Literal, Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from sensorium import config as configuration
 from sensorium.engine.curves import PREFIX, EventFile
 from sensorium.engine.files import cut_back, json_line
 from sensorium.engine.listener import Listener, Saved, ShardListener
 from sensorium.engine.settings import Track
+from sensorium.engine.wandb_curves import Wandb, import_wandb
 from sensorium.errors import ConfigError, printable
-from sensorium.files import free_name, make_folder, open_file, rename, sync, told, write_file
+from sensorium.files import free_name, make_folder, new_folder, open_file, remove, rename, sync, told, write_file
 
 Level = Literal["info", "warning", "alarm"]
 Advance = Callable[[int, int], None]
@@ -114,67 +112,11 @@ class _Sink(Protocol):
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
+    def draw(self, step: int, pictures: Mapping[str, bytes]) -> None: ...
+
     def settle(self) -> None: ...
 
     def close(self) -> None: ...
-
-
-class _Wandb:
-    """One Weights & Biases run for one run folder, however often it is resumed. Raises ConfigError where it is refused
-    there, as without a key."""
-
-    def __init__(self, run: Path, settings: Track) -> None:
-        wandb = import_wandb()
-        try:
-            self._run = wandb.init(
-                project=settings.wandb_project,
-                entity=settings.wandb_entity,
-                name=run.name,
-                dir=str(run),
-                mode=None if settings.wandb == "online" else settings.wandb,  # None: as WANDB_MODE says, else online
-                id=_wandb_id(run),
-                resume="allow",
-                config=_stored_config(run),
-            )
-        except wandb.Error as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(
-                f"Weights & Biases: {reason}; run `wandb login`, or set WANDB_MODE=offline to keep the curves in the "
-                "run folder"
-            ) from error
-        # our own axis: after a resume steps are logged again, which the built-in one refuses
-        self._run.define_metric("*", step_metric="step")
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log({**values, "step": step})
-
-    def settle(self) -> None:
-        """Its process keeps what it was told on its own."""
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-def import_wandb() -> ModuleType:
-    """The package wandb. Raises ConfigError with the way out when it is not installed."""
-    try:
-        return importlib.import_module("wandb")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "track.wandb: the package wandb is not installed; pip install 'sensorium[wandb]', or set track.wandb=off"
-        ) from error
-
-
-def _wandb_id(run: Path) -> str:
-    path = run / "wandb_id"
-    if not path.exists():
-        write_file(path, uuid.uuid4().hex[:12].encode())
-    return path.read_text().strip()
-
-
-def _stored_config(run: Path) -> dict[str, Any]:
-    path = run / "config.yaml"
-    return configuration.load_file(path) if path.exists() else {}
 
 
 class Tracker:
@@ -198,14 +140,15 @@ class Tracker:
         listener: Listener | None = None,
     ) -> None:
         self._settings, self._total, self._start, self._listener = settings, total_steps, start_step, listener
+        self._run, self._drawn = run, False
         make_folder(run)
         for name in ("metrics.jsonl", "times.jsonl"):
             cut_back(run / name, start_step if start_step else -1)  # from the start, step 0 is said again too
         self._sinks: list[_Sink] = []
         if settings.wandb != "off":
-            self._sinks.append(_Wandb(run, settings))
+            self._sinks.append(Wandb(run, settings))
         if settings.tensorboard:
-            folder = _tensorboard_folder(run, settings, start_step)
+            folder = _own_folder(run, settings.tensorboard_dir, "tensorboard", anew=not start_step)
             self._sinks.append(EventFile(folder, start_step, settings.tensorboard_names))
         self._metrics, self._times, self._log = (
             open_file(run / name, "a") for name in ("metrics.jsonl", "times.jsonl", "train.log")
@@ -259,6 +202,19 @@ class Tracker:
             self._write_log(text)
             self._listener.validated(step, epoch, metrics)
         self.restart_clock()
+
+    def pictures(self, step: int, found: Mapping[str, bytes]) -> None:
+        """Keep what the model draws at this step, PNGs by file name: as ``samples/step_00000500/NAME``, and as
+        ``samples/NAME`` with the curves."""
+        anew, self._drawn = not self._start and not self._drawn, True
+        folder = _own_folder(self._run, self._settings.pictures_dir, "samples", anew=anew)
+        target = folder / f"step_{step:08d}"
+        remove(target)  # of the same step, before a resume
+        with new_folder(target) as temporary:
+            for name, content in found.items():
+                write_file(temporary / name, content)
+        for sink in self._sinks:
+            sink.draw(step, {f"samples/{Path(name).stem}": content for name, content in found.items()})
 
     def saved(self, saved: Saved) -> None:
         """Report a complete checkpoint."""
@@ -322,12 +278,12 @@ def _write(file: IO[str], line: str) -> None:
         file.flush()
 
 
-def _tensorboard_folder(run: Path, settings: Track, start_step: int) -> Path:
-    """In the run folder, or where the setting says: there, what an earlier run wrote is set aside by a new one."""
-    if settings.tensorboard_dir is None:
-        return run / "tensorboard"
-    folder = Path(settings.tensorboard_dir).expanduser()
-    if not start_step and folder.exists():
+def _own_folder(run: Path, given: str | None, name: str, *, anew: bool) -> Path:
+    """In the run folder, or where a setting says: there, what an earlier run wrote is set aside by a new one."""
+    if given is None:
+        return run / name
+    folder = Path(given).expanduser()
+    if anew and folder.exists():
         rename(folder, free_name(folder))
     return folder
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from sensorium.engine.contract import Family
-from sensorium.families.pmg.adapter_files import write_adapter
+from sensorium.families.pmg.adapter_files import begin_with, write_adapter
 from sensorium.families.pmg.config import DataConfig, ModelConfig
 from sensorium.families.pmg.evaluator import PMGEvaluator
+from sensorium.families.pmg.gallery import pictures
 from sensorium.families.pmg.presets import PRESETS
 from sensorium.families.pmg.sources import facts, sources
 from sensorium.families.pmg.task import after_step, build, group
@@ -23,7 +24,9 @@ FAMILY = Family(
     evaluator=PMGEvaluator,
     group=group,
     whole_gradient=True,
+    initial=begin_with,
     after_step=after_step,
+    pictures=pictures,
     use=Pictures.of_run,
     exports={"hf": write_adapter},
 )

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sensorium import exported, families, stored
 from sensorium.engine.contract import Loaded
+from sensorium.engine.settings import RunConfig
 from sensorium.errors import CheckpointError
 from sensorium.families.pmg.config import ModelConfig
+from sensorium.families.pmg.folders import base_digests
 from sensorium.families.pmg.model import PMGAdapter, Sizes
 from sensorium.families.pmg.task import PMGTask
 from sensorium.files import new_folder
@@ -47,14 +49,38 @@ def write_adapter(loaded: Loaded, folder: Path) -> str:
     weights = exported.write_weights(folder, whole)
     exported.write_config(folder, description(whole))
     sizes = Sizes(**loaded.facts["sizes"])
-    exported.write_card(folder, _card(whole, sizes, exported.results_text(loaded)))
+    exported.write_card(folder, _card(whole.config, sizes, whole.checkpoint.name, exported.results_text(loaded)))
     return f"{sum(sizes.counts().values()):,} parameters, {weights.stat().st_size / 1e6:.1f} MB"
+
+
+def write_trained(folder: Path, found: stored.Stored) -> None:
+    """Weights and ``config.json`` from what a checkpoint stores; no frozen model is opened for that."""
+    weights = {f"{_NAME}{name}": value for name, value in adapter_values(found.weights).items()}
+    exported.write_tensors(folder, weights)
+    config = _without_average(found.config)
+    described = exported.describe_config(config, "hf", _data_of_use(config), found.facts)
+    made = {**described, "checkpoint": found.origin.name, "frozen": found.frozen}
+    exported.write_config(folder, exported.of_weights(made, weights))
+
+
+def write_trained_card(folder: Path, found: stored.Stored, results: str) -> None:
+    """The model card of ``write_trained``. ``results``: Markdown."""
+    card = _card(found.config, Sizes(**found.facts["sizes"]), found.origin.name, results)
+    exported.write_card(folder, card)
 
 
 def description(loaded: Loaded) -> dict[str, Any]:
     """The content of ``config.json``. The loaded model has no moving average."""
-    data = loaded.config.data.model_dump(mode="json", exclude=_TRAINING_DATA)
-    return exported.describe(loaded, "hf", data, loaded.facts)
+    return exported.describe(loaded, "hf", _data_of_use(loaded.config), loaded.facts)
+
+
+def _data_of_use(config: RunConfig) -> dict[str, Any]:
+    return config.data.model_dump(mode="json", exclude=_TRAINING_DATA)
+
+
+def _without_average(config: RunConfig) -> RunConfig:
+    """Of an adapter whose values are those of its moving average."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"ema_decay": 0.0})})
 
 
 def without_average(loaded: Loaded) -> Loaded:
@@ -63,16 +89,14 @@ def without_average(loaded: Loaded) -> Loaded:
     assert isinstance(task, PMGTask)
     if task.average is None:
         return loaded
-    model = task.settings.model_copy(update={"ema_decay": 0.0})
-    plain = PMGTask(
-        model.model_copy(update={"gradient_checkpointing": False}), task.shape, task.llm, task.unet, task.alphas_T
-    )
+    model = task.settings.model_copy(update={"ema_decay": 0.0, "gradient_checkpointing": False})
+    plain = PMGTask(model, task.shape, task.llm, task.unet, task.alphas_T)
     plain.adapter.load_state_dict(task.average.values())
-    return replace(loaded, task=plain.eval(), config=loaded.config.model_copy(update={"model": model}))
+    return replace(loaded, task=plain.eval(), config=_without_average(loaded.config))
 
 
-def _card(loaded: Loaded, sizes: Sizes, results: str) -> str:
-    model = loaded.config.model
+def _card(config: RunConfig, sizes: Sizes, checkpoint: str, results: str) -> str:
+    model = config.model
     assert isinstance(model, ModelConfig)
     parts = ", ".join(f"{name} {count:,}" for name, count in sizes.counts().items())
     head = (
@@ -80,7 +104,7 @@ def _card(loaded: Loaded, sizes: Sizes, results: str) -> str:
         "tags: [sensorium, pmg, stable-diffusion, personalised]\n---\n\n"
         f"# A user's taste: soft prompts from `{model.llm}` to `{model.stable_diffusion}`\n\n"
         f"{sum(sizes.counts().values()):,} parameters ({parts}), conditioning {model.conditioning}; from "
-        f"{loaded.checkpoint.name} of a run on {getattr(loaded.config.data, 'name', '')}.\n"
+        f"{checkpoint} of a run on {getattr(config.data, 'name', '')}.\n"
     )
     sections = {"Use": _USE, "Results": results, "Limits": _LIMITS}
     return head + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
@@ -117,6 +141,25 @@ def give(adapter: PMGAdapter, found: stored.Stored) -> None:
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(values[name])
+
+
+def begin_with(task: nn.Module, config: RunConfig) -> None:
+    """Give a new run the adapter that ``model.start_from`` names (contract.Family.initial).
+
+    Raises CheckpointError, also for one that was trained with other base models.
+    """
+    model = config.model
+    assert isinstance(model, ModelConfig)
+    assert isinstance(task, PMGTask)
+    if model.start_from is None:
+        return
+    found = find(Path(model.start_from))
+    now = base_digests(model)
+    if other := [part for part, digest in found.facts["bases"].items() if now.get(part) != digest]:
+        raise CheckpointError(f"{found.origin}: was trained with another {', '.join(other)}; give that one")
+    give(task.adapter, found)
+    if task.average is not None:
+        task.average.update(task.adapter, 0.0)
 
 
 def adapter_values(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,11 +20,12 @@ from sensorium.engine.seeds import derive
 from sensorium.errors import ConfigError
 from sensorium.families.pmg.comparing import CompareConfig
 from sensorium.families.pmg.config import DataConfig
-from sensorium.families.pmg.drawing import DrawConfig, draw_all, write_meta
+from sensorium.families.pmg.drawing import DrawConfig, Job, draw_all, missing, write_meta
 from sensorium.families.pmg.folders import base_digests, file_digest
 from sensorium.families.pmg.inversion import BEFORE, Lesson, Vocabulary, learn, pictures_of
 from sensorium.families.pmg.ip_adapter import IpPainter, history_vectors, weights_file
 from sensorium.families.pmg.painting import CAPTION_ONLY, Painter
+from sensorium.families.pmg.preferences import Preference
 from sensorium.families.pmg.prompts import negative_prompt_of
 from sensorium.families.pmg.sampling import Sampling, device_of
 from sensorium.families.pmg.task import PMGTask, folder_of
@@ -43,8 +44,7 @@ class Baselines:
     def invert(self, samples: Sequence[Taste], out: Path, how: DrawConfig, host: Host) -> None:
         """Row ``textual_inversion``: a vector a user, learned where it is not there yet."""
         device, folder, length = device_of(how.device), folder_of(self.task), self.task.shape.text_length
-        meta = self._meta(samples, how, {"inversion": self.config.inversion.model_dump()})
-        write_meta(out, meta)
+        job = self._job(samples, out, how, {"inversion": self.config.inversion.model_dump()})
         self.task.unet.to(device)
         self.task.alphas_T = self.task.alphas_T.to(device)
         words = Vocabulary(folder, device)
@@ -57,7 +57,7 @@ class Baselines:
                 states = words.states([taste.target.caption], learned[taste.user].to(device), length)
             painter.remember(text, length, states[0])
             asked.append(replace(taste, target=replace(taste.target, caption=text)))
-        draw_all(painter, asked, {}, (out, how, meta), host)
+        draw_all(painter, _missing(asked, out), {}, job, host)
 
     def _learned(self, samples: Sequence[Taste], words: Vocabulary, seed: int, host: Host) -> dict[str, Tensor]:
         users = list(dict.fromkeys(taste.user for taste in samples))
@@ -83,20 +83,20 @@ class Baselines:
         """Row ``ip_adapter``: the mean vector of the history's pictures beside the caption."""
         folder, scale = Path(str(self.config.ip_adapter)).expanduser(), self.config.ip_scale
         device = device_of(how.device)
-        meta = self._meta(samples, how, {"ip_adapter": file_digest(weights_file(folder)), "ip_scale": scale})
-        write_meta(out, meta)
+        job = self._job(samples, out, how, {"ip_adapter": file_digest(weights_file(folder)), "ip_scale": scale})
         self.task.unet.to(device)
         vectors = history_vectors(folder, samples, device)
         painter = IpPainter(self.task, folder_of(self.task), self._sampling(how), folder, scale)
-        draw_all(painter, samples, vectors, (out, how, meta), host)
+        draw_all(painter, _missing(samples, out), vectors, job, host)
 
     def _sampling(self, how: DrawConfig) -> Sampling:
         return Sampling(self.data.image_size, how.many_steps, how.guidance, how.scheduler)
 
-    def _meta(self, samples: Sequence[Taste], how: DrawConfig, more: Mapping[str, Any]) -> dict[str, Any]:
-        """As of an adapter's pictures, without the adapter."""
+    def _job(self, samples: Sequence[Taste], out: Path, how: DrawConfig, more: Mapping[str, Any]) -> Job:
+        """As of an adapter's pictures, without the adapter. Writes ``meta.json``."""
         negative = how.negative if how.negative is not None else self.data.negative_prompt
-        return {
+        private = {"batch", "device", "image_dir", "preferences", "mode", "negative", "clip"}
+        meta = {
             "adapter_digest": None,
             "bases": base_digests(self.task.settings),
             "mode": CAPTION_ONLY,
@@ -104,11 +104,18 @@ class Baselines:
             "negative_prompt": negative_prompt_of(self.data.name, negative),
             "samples": [[one.user, one.target.id, one.target.caption] for one in samples],
             "drawing": {
-                **how.model_dump(mode="json", exclude={"batch", "device", "image_dir", "mode", "negative"}),
+                **how.model_dump(mode="json", exclude=private),
                 **{"steps": how.many_steps, "pixels": self.data.image_size},
             },
             **more,
         }
+        write_meta(out, meta)
+        return Job(out, how, meta)
+
+
+def _missing(samples: Sequence[Taste], out: Path) -> dict[int, tuple[Taste, Preference]]:
+    """What is not drawn yet, by number; no words are told."""
+    return {number: (samples[number], Preference()) for number in missing(out, len(samples))}
 
 
 def _read_vector(path: Path) -> Tensor:

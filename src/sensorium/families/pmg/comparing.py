@@ -32,7 +32,7 @@ from sensorium.families.pmg.drawing import INFO, DrawConfig, folder_of
 from sensorium.families.pmg.encoders import Resize
 from sensorium.families.pmg.inversion import pictures_of
 from sensorium.families.pmg.ip_adapter import weights_file
-from sensorium.families.pmg.judges import open_judges
+from sensorium.families.pmg.judges import Judges, open_judges
 from sensorium.families.pmg.judging import Judging, Show, common, unreadable
 from sensorium.families.pmg.sampling import device_of
 from sensorium.files import write_json
@@ -49,6 +49,7 @@ MODES: Mapping[str, DrawMode] = {
     "pmg": "target_soft_style",
     "other_user": "target_soft_style",
 }
+STYLED = ("pmg", "keywords")  # rows that are told the words of the sample's own taste
 _FORMAT = 1
 
 
@@ -96,17 +97,22 @@ class Bench:
     resize: Resize
     clip: str
 
-    def judging(self, samples: Sequence[Taste], config: JudgeConfig, device: str) -> Judging:
+    def open(self, config: JudgeConfig, device: str) -> Judges:
         """Raises ConfigError for weights that are not what they should be."""
-        where = device_of(device)
-        judges = open_judges(config.clip or self.clip, config.weights_dir, where, needs_clip=config.clip is not None)
-        return Judging(samples, judges, self.side, self.resize, where)
+        named = config.clip is not None
+        return open_judges(config.clip or self.clip, config.weights_dir, device_of(device), needs_clip=named)
+
+    def judging(self, samples: Sequence[Taste], judges: Judges, device: str) -> Judging:
+        """Of these samples, in their order."""
+        return Judging(samples, judges, self.side, self.resize, device_of(device))
 
 
 @dataclass(frozen=True)
-class Studio(Bench):
-    """What draws. ``draw``: as `sensorium generate` does; ``invert`` and ``ip``: the rows that are no adapter's."""
+class Studio:
+    """What draws, and how it is judged. ``draw``: as `sensorium generate` does; ``invert`` and ``ip``: the rows that are
+    no adapter's."""
 
+    bench: Bench
     adapter: str
     draw: Draw
     invert: Draw
@@ -129,12 +135,14 @@ def compare(studio: Studio, tastes: Sequence[Taste], out: Path, config: CompareC
     if "textual_inversion" in config.rows:
         for taste in samples:
             pictures_of(taste.user, samples)
-    judging = studio.judging(samples, judge, config.draw.device)
+    judges = studio.bench.open(judge, config.draw.device)
     shows, skipped_rows = _drawn(studio, samples, out, config, host)
+    styled, origins = _with_words(samples, [out / row for row in STYLED if row in shows])
+    judging = studio.bench.judging(styled, judges, config.draw.device)
     board = judged(judging, shows, skipped_rows, host)
     content = {
         "format": _FORMAT,
-        "dataset": studio.dataset,
+        "dataset": studio.bench.dataset,
         "total_samples": len(tastes),
         "evaluated_samples": len(samples),
         "rows": {row: boards.row_json(board, row) for row in board.rows},
@@ -150,7 +158,7 @@ def compare(studio: Studio, tastes: Sequence[Taste], out: Path, config: CompareC
             },
             "inversion": config.inversion.model_dump(mode="json") if "textual_inversion" in shows else None,
             "ip_scale": config.ip_scale if "ip_adapter" in shows else None,
-            "preferences": "supplied with the data",
+            "style_texts": origins,
         },
     }
     write_json(out / RESULTS, content)
@@ -212,7 +220,7 @@ def _drawn(
             folder = out / row
             host.say(f"row {row}")
             _draw_row(studio, row, samples, folder, config, host)
-            shows[row] = from_folder(folder, config.draw.images)
+            shows[row] = from_folder(folder, config.draw.candidates)
     if not shows:
         raise ConfigError(f"nothing is left to be judged: {'; '.join(skipped.values())}")
     return shows, skipped
@@ -227,7 +235,8 @@ def _draw_row(
         studio.ip(samples, folder, config.draw, host)
     else:
         wanted = others(samples, config.draw.seed) if row == "other_user" else samples
-        studio.draw(wanted, folder, config.draw.model_copy(update={"mode": MODES[row]}), host)
+        rule = config.draw.keywords if row in (*STYLED, "other_user") else "auto"  # the others are told no words
+        studio.draw(wanted, folder, config.draw.model_copy(update={"mode": MODES[row], "keywords": rule}), host)
 
 
 def others(samples: Sequence[Taste], seed: int) -> list[Taste]:
@@ -238,6 +247,33 @@ def others(samples: Sequence[Taste], seed: int) -> list[Taste]:
         other = strangers[int(generator(seed, "other", taste.user, taste.target.id).integers(len(strangers)))]
         found.append(replace(taste, history=other.history, style=other.style))
     return found
+
+
+def _with_words(samples: Sequence[Taste], folders: Sequence[Path]) -> tuple[Sequence[Taste], list[str]]:
+    """The samples with the style text that their pictures were told, where there are such pictures, and where those
+    texts come from."""
+    if not folders:
+        return samples, ["as in the data"]
+    places = [folder_of(folders[0], number) for number in range(len(samples))]
+    origins = {str(_info(place).get("keywords_from")) for place in places}
+    return [_told(taste, place) for taste, place in zip(samples, places, strict=True)], sorted(origins)
+
+
+def _told(taste: Taste, folder: Path) -> Taste:
+    """A sample with the words that its pictures were told, if they were told some."""
+    words = _info(folder).get("keywords")
+    return replace(taste, style=", ".join(map(str, words))) if isinstance(words, list) and words else taste
+
+
+def _info(folder: Path) -> Mapping[str, Any]:
+    """Raises DataError."""
+    try:
+        info = reading.parse_json(reading.read_bytes(folder / INFO))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / INFO}: cannot be read ({error})") from error
+    if not isinstance(info, dict):
+        raise DataError(f"{folder / INFO}: holds no object; draw the sample again")
+    return info
 
 
 def from_folder(folder: Path, images: int) -> Show:
@@ -265,7 +301,8 @@ def judge_folder(
         if reason is not None:
             bad.setdefault(number, reason)
     kept = common(bad, len(tastes), host, allow_missing=config.allow_missing)
-    judging = bench.judging([tastes[number] for number in kept], config, device)
+    told = [_told(tastes[number], folder_of(folder, number)) for number in kept]
+    judging = bench.judging(told, bench.open(config, device), device)
 
     def show(place: int) -> list[Image.Image]:
         number = kept[place]
@@ -286,16 +323,14 @@ def judge_folder(
 
 def _drawn_for(taste: Taste, folder: Path) -> tuple[str | None, int]:
     """Why a sample's pictures cannot be judged, and how many there are. Raises DataError for those of another one."""
-    try:
-        info = reading.parse_json(reading.read_bytes(folder / INFO))
-    except (OSError, ValueError) as error:
-        return f"{folder / INFO}: cannot be read ({error})", 0
-    found = info if isinstance(info, dict) else {}
-    said, wanted = (str(found.get("user_id")), str(found.get("target_item_id"))), (taste.user, taste.target.id)
+    if not (folder / INFO).exists():
+        return f"{folder / INFO}: no such file", 0
+    info = _info(folder)
+    said, wanted = (str(info.get("user_id")), str(info.get("target_item_id"))), (taste.user, taste.target.id)
     if said != wanted:
         raise DataError(f"{folder}: is of user and target {said}, the data have {wanted} there; give the data it is of")
-    count = found.get("num_generated")
+    count = info.get("num_generated")
     if not isinstance(count, int) or count < 1:
-        return f"{folder / INFO}: says no number of pictures (num_generated)", 0
+        raise DataError(f"{folder / INFO}: says no number of pictures (num_generated); draw the sample again")
     gone = [path for path in (folder / f"gen_{one}.jpg" for one in range(count)) if not path.is_file()]
     return (f"{gone[0]}: no such file" if gone else None), count

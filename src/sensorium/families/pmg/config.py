@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sensorium.config import Section
+from sensorium.config import Section, resumable
 
 Mode = Literal["soft_only", "target_soft", "target_soft_style", "keywords"]
 DrawMode = Literal["caption_only", "soft_only", "target_soft", "target_soft_style", "keywords"]
@@ -80,8 +80,11 @@ class ModelConfig(Section):
     prompt_template: str | None = Field(
         None, min_length=1, description="Question about the history, with {captions}; null: that of `data.name`."
     )
-    gradient_checkpointing: bool = Field(
-        False, description="Compute activations of both networks anew in the backward pass instead of keeping them."
+    gradient_checkpointing: bool = resumable(
+        False, "Compute activations of both networks anew in the backward pass instead of keeping them."
+    )
+    start_from: str | None = Field(
+        None, min_length=1, description="A trained adapter, or the run of one, to begin a new run with; null: none."
     )
     snr_gamma: float | None = Field(
         None, gt=0, le=1000, description="Weight timesteps by min(SNR, gamma) (arXiv 2303.09556); null: all alike."

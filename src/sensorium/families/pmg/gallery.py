@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
 from sensorium.data.media import load_image
 from sensorium.data.tastes import Taste
-from sensorium.engine.contract import Card, Gallery, Shown
+from sensorium.engine.contract import Card, Gallery, Shown, Source
 from sensorium.engine.settings import RunConfig
 from sensorium.families.pmg.config import DrawMode
 from sensorium.families.pmg.data import EvalSource
@@ -18,6 +19,14 @@ from sensorium.families.pmg.painting import CAPTION_ONLY, Painter, Wish, side_by
 from sensorium.families.pmg.prompts import negative_prompt_of
 from sensorium.families.pmg.sampling import Sampling, picture_seed
 from sensorium.families.pmg.task import PMGTask, folder_of, sections
+
+
+def pictures(task: nn.Module, source: Source, config: RunConfig) -> Mapping[str, bytes]:
+    """The same pictures while the run trains (contract.Family)."""
+    assert isinstance(task, PMGTask)
+    assert isinstance(source, EvalSource)
+    return grid_gallery(task, source, config)[1]
+
 
 _MODES: Mapping[DrawMode, str] = {
     CAPTION_ONLY: "the caption alone",

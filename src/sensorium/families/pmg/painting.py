@@ -29,13 +29,14 @@ CAPTION_ONLY: DrawMode = "caption_only"  # what Stable Diffusion does by itself
 @dataclass(frozen=True)
 class Wish:
     """One picture to be made. ``captions``: of the user's history; ``mode``: a mode of conditioning, or
-    ``caption_only``."""
+    ``caption_only``; ``scale``: what the style is multiplied by, None: as the model's ``weights.preference`` says."""
 
     captions: tuple[str, ...]
     target: str
     style: str
     seed: int
     mode: DrawMode
+    scale: float | None = None
 
 
 @torch.no_grad()
@@ -90,12 +91,13 @@ class Painter:
             return torch.stack([self.text(one, tokens) for one in words]) if tokens else None
 
         found = torch.stack([soft[wish.captions] for wish in wishes]).to(self.device) if parts.soft else None
-        return compose(
-            settings.weights,
-            texts([wish.target for wish in wishes], parts.target),
-            found,
-            texts([wish.style for wish in wishes], parts.style),
-        )
+        style = texts([wish.style for wish in wishes], parts.style)
+        if style is not None:
+            own = settings.weights.preference
+            scales = [own if wish.scale is None else wish.scale for wish in wishes]
+            style = style * torch.tensor(scales, device=style.device)[:, None, None]
+        weights = settings.weights.model_copy(update={"preference": 1.0})  # a row each, as just done
+        return compose(weights, texts([wish.target for wish in wishes], parts.target), found, style)
 
     def remember(self, text: str, length: int, states: Tensor) -> None:
         """Take ``[length, d]`` for the states of a text that holds more than words."""

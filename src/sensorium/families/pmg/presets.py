@@ -7,6 +7,7 @@ from typing import Any
 
 _NAMES = {  # the guide's, in TensorBoard
     "train/loss": "train_loss",
+    "lr/soft": "learning_rate",
     "val/loss": "val_loss",
     "val/caption-only/error": "val_loss_caption_only",
     "val/other-user/error": "val_loss_other_user",
@@ -22,7 +23,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "train": {"epochs": 3, "batch_size": 24, "micro_batches": 4, "precision": "bf16"},
         "optim": {"lr": 1e-3, "eps": 1e-6, "weight_decay": 0.01},
         "schedule": {"name": "linear", "warmup_steps": 100, "warmup_fraction": 0.1},
-        "evaluate": {"batch_size": 4},
+        "evaluate": {"batch_size": 4, "pictures_every_steps": 500},
         "loader": {"workers": 2},
     },
     # The guide's values.
@@ -32,7 +33,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "optim": {"lr": 5e-6, "eps": 1e-6, "weight_decay": 0.01},
         "schedule": {"name": "linear", "warmup_steps": 100, "warmup_fraction": 0.1},
         "checkpoint": {**_BEST, "every_steps": 1000},
-        "evaluate": {"batch_size": 1, "every_steps": 100},
+        "evaluate": {"batch_size": 1, "every_steps": 100, "pictures_every_steps": 500},
         "loader": {"workers": 4},
     },
     # Seconds: what the tests of every family run. Random models and a made-up world.
