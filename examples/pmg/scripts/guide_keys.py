@@ -92,6 +92,7 @@ PARTS: Mapping[str, tuple[Any, Any, str]] = {
         Field("./checkpoints/clip-vit-base-patch32", min_length=1, description="CLIP of selection and evaluation."),
         "",
     ),
+    "metrics.weights_dir": (str | None, _path("Folder of the judges' downloaded weights (EVALUATION.md)."), ""),
     "training.train_batch_size": (
         int,
         Field(6, ge=1, description="Samples of each process at a time."),
@@ -119,7 +120,7 @@ PARTS: Mapping[str, tuple[Any, Any, str]] = {
 """Keys that are no setting by themselves: type, field, and the setting that `GuideConfig.settings` makes of them."""
 
 _ALL = 1_000_000  # checkpoints: more than any run has
-_SECTIONS = ("dataset", "model", "training", "pmg", "inference")
+_SECTIONS = ("dataset", "model", "training", "pmg", "inference", "metrics")
 
 
 def _others() -> dict[str, tuple[str, Any]]:

@@ -109,8 +109,8 @@ class Bench:
 
 @dataclass(frozen=True)
 class Studio:
-    """What draws, and how it is judged. ``draw``: as `sensorium generate` does; ``invert`` and ``ip``: the rows that are
-    no adapter's."""
+    """What draws, and how it is judged. ``draw``: as `sensorium generate` does; ``invert`` and ``ip``: rows that are no
+    adapter's."""
 
     bench: Bench
     adapter: str
