@@ -1,10 +1,11 @@
 """Judge pictures that `inference.py` or `sensorium generate` drew.
 
     python scripts/evaluate.py --config configs/flickr_train.yaml --eval_dir datasets/FLICKR/eval_outputs
-    python scripts/evaluate.py --config configs/flickr_train.yaml --output results.json --device cuda metrics.weights_dir=W
+    python scripts/evaluate.py --config configs/flickr_train.yaml --output results.json --device cuda
 
 The samples are those of dataset.test_json. What needs weights that are not there is null, with the reason in
-`skipped_metrics`. Any key of the file may follow as SECTION.KEY=VALUE. Paths are relative to the current folder.
+`skipped_metrics`; metrics.weights_dir=FOLDER names a folder of them. Any other key of the file may follow as
+SECTION.KEY=VALUE, too. Paths are relative to the current folder.
 """
 
 from __future__ import annotations

@@ -154,12 +154,13 @@ def _table(board: Board, note: str) -> Table:
     columns = (*board.rows, *board.skipped_rows)
     rows = []
     for metric in METRICS:
-        if metric in board.skipped:
+        if metric in board.metrics:
+            values = [float(board.of(row, metric).mean()) for row in board.rows]
+        elif all(metric in board.sets[row] for row in board.rows):
+            values = [board.sets[row][metric] for row in board.rows]
+        else:
             continue
-        cells = []
-        for row in board.rows:
-            value = board.of(row, metric).mean() if metric in board.metrics else board.sets[row][metric]
-            cells.append(f"{value:.4f}")
+        cells = [f"{value:.4f}" for value in values]
         rows.append((metric, *cells, *[None] * len(board.skipped_rows)))
     absent = [f"{name}: {reason}" for name, reason in {**board.skipped_rows, **board.skipped}.items()]
     text = "\n".join(
