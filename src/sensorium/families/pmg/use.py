@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sensorium import config as configuration
 from sensorium.data.tastes import Liked, Taste, read_styles, read_tastes
 from sensorium.engine.contract import Host, Loaded
 from sensorium.engine.settings import RunConfig
@@ -50,7 +51,7 @@ from sensorium.families.pmg.task import FROZEN_DTYPES, PMGTask, folder_of, open_
 from sensorium.parts.encoders_base import quiet
 
 STYLED: tuple[DrawMode, ...] = ("target_soft_style", "keywords")  # modes that tell the UNet the words of the taste
-_ROWS = 8  # histories that the language model reads at a time
+_ROWS = 1  # histories read at a time: together they would change each other by rounding, and so the pictures
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Pictures:
         places = places_of(self.data)
         if wanted.image_dir is not None:
             places = type(places)(Path(wanted.image_dir).expanduser(), places.prefixes)
-        self._draw(read_tastes(data.expanduser(), places, _styles(wanted)), out, wanted, host)
+        self._draw(read_tastes(data.expanduser(), places, self._styles(wanted)), out, wanted, host)
 
     def draw_user(self, user: str, target: str, out: Path, how: Mapping[str, Any], host: Host) -> None:
         """As ``use.Illustrator``: the history is that of the user's last sample in the run's data."""
@@ -131,7 +132,7 @@ class Pictures:
                 f"no user {user!r} in the run's data; there are {len(known):,}, such as {', '.join(close)}"
             )
         taste = known[user]
-        style = taste.style or (_styles(wanted) or {}).get(user, "")
+        style = taste.style or (self._styles(wanted) or {}).get(user, "")
         asked = Taste(user, taste.history, Liked(target, target, Path()), style, taste.where)
         self._draw([asked], out, wanted, host)
 
@@ -160,7 +161,10 @@ class Pictures:
         styled = mode in STYLED
         if how.preference_weights and not styled:
             raise ConfigError(f"preference_weights have no effect with mode {mode}; take {' or '.join(STYLED)}")
-        found = origins(tastes, how.keywords, styled or (how.select and how.taste_share > 0))
+        needed = styled or (how.select and how.taste_share > 0)
+        if how.preferences is not None and not needed:
+            raise ConfigError(f"preferences have no effect with mode {mode}; take {' or '.join(STYLED)}, or select")
+        found = origins(tastes, how.keywords, needed)
         for origin in sorted(set(found) - {"none"}):
             host.say(f"{SAID[origin]}: {found.count(origin):,} of {len(found):,} samples")
         chooser = None
@@ -234,6 +238,11 @@ class Pictures:
         for part in (self.task.adapter, self.task.llm, self.task.unet):
             part.to(device)
 
+    def _styles(self, how: DrawConfig) -> dict[str, str] | None:
+        """By user, as ``preferences`` or the run's data say."""
+        given = how.preferences or self.data.user_preferences
+        return None if given is None else read_styles(Path(given).expanduser())
+
     def _negative(self, how: DrawConfig) -> str:
         return negative_prompt_of(
             self.data.name, how.negative if how.negative is not None else self.data.negative_prompt
@@ -241,11 +250,6 @@ class Pictures:
 
     def _sampling(self, how: DrawConfig) -> Sampling:
         return Sampling(self.data.image_size, how.many_steps, how.guidance, how.scheduler)
-
-
-def _styles(how: DrawConfig) -> dict[str, str] | None:
-    """By user, as ``preferences`` says."""
-    return None if how.preferences is None else read_styles(Path(how.preferences).expanduser())
 
 
 def _device(name: str) -> str:
@@ -259,14 +263,19 @@ def _device(name: str) -> str:
 
 
 def open_pictures(
-    folder: str | Path, bases: Mapping[str, str] | None = None, *, allow_other_base: bool = False
+    folder: str | Path,
+    bases: Mapping[str, str] | None = None,
+    data: Mapping[str, Any] | None = None,
+    *,
+    allow_other_base: bool = False,
 ) -> Pictures:
-    """A trained adapter with its base models. ``bases``: where ``llm`` and ``stable_diffusion`` lie, if elsewhere.
+    """A trained adapter with its base models. ``bases``: where ``llm``, ``stable_diffusion`` and ``clip`` lie, if
+    elsewhere; ``data``: settings of the data section to change.
 
     Raises CheckpointError where a base model has other sizes, or other weights unless ``allow_other_base``.
     """
     found = adapter_files.find(Path(folder))
-    model, _ = sections(found.config)
+    model, place = sections(found.config)
     settings = model.model_copy(update={**(bases or {}), "ema_decay": 0.0, "gradient_checkpointing": False})
     now = base_digests(settings)
     other = [part for part, digest in found.facts["bases"].items() if now.get(part) != digest]
@@ -281,6 +290,7 @@ def open_pictures(
             f"{found.origin}: was trained with another {', '.join(other)}; give that one, or allow_other_base=True"
         )
     adapter_files.give(task.adapter, found)
-    config = found.config.model_copy(update={"model": settings})
+    changed = configuration.build(type(place), {**place.model_dump(), **(data or {})}, "data")
+    config = found.config.model_copy(update={"model": settings, "data": changed})
     loaded = Loaded(found.origin, found.origin, config, found.facts, task.eval(), "")
     return Pictures.of_run(loaded)
