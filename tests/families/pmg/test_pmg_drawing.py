@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from disks import Deadly, on
 from PIL import Image
 
 import sensorium
+from sensorium import cli
 from sensorium.engine.contract import Host
 from sensorium.errors import CheckpointError, ConfigError, DataError
 from sensorium.families.pmg import drawing, keywords
@@ -305,3 +308,37 @@ def test_other_histories_or_words_need_another_folder(made: Path, model: Picture
     with pytest.raises(DataError, match=r"has no style \(1 of 2 samples have none\); give --preferences"):
         model.draw_file(samples_of(made), tmp_path / "none", given, Host())
     assert not (tmp_path / "none").exists()
+
+
+def sensorium_(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["sensorium", *map(str, words)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    return int(left.value.code or 0)
+
+
+def test_the_command_line_has_every_setting(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {option.name for option in typer.main.get_command(cli.app).commands["generate"].params}  # type: ignore[attr-defined]
+    assert set(drawing.DrawConfig.model_fields) - options == {"preference_weights"}  # --weights
+    words = ["generate", made / "adapter", "--data", samples_of(made), "--out", tmp_path / "out", "--batch", 4]
+    chosen = ["--mode", "target_soft_style", "--weighting", "repeat", "--weights", "1,2", "--steps", 2, "--seed", 3]
+    more = ["--select", "--clip", "random:tiny", "--alpha", 0.5, "--keywords", "history", "--num-keywords", 3]
+    rule = ["--scheduler", "dpmsolver", "--seed-rule", "shared", "--images", 2, "--negative", "grey"]
+    assert sensorium_(monkeypatch, *words, *chosen, *more, *rule) == 0, capsys.readouterr().err
+    info = info_of(tmp_path / "out" / "sample_0001")
+    assert info["seeds"] == [3, 3, 4, 4]
+    assert len(info["keywords"]) <= 3
+    style = ", ".join(info["keywords"])
+    assert info["styles"] == [style, f"{style}, {style}" if style else ""] * 2
+    assert info["negative_prompt"] == "grey"
+    assert info["drawing"]["scheduler"] == "dpmsolver"
+    one = info["scores"][0]
+    halves = [one["target"], *([one["taste"]] if style else [])]
+    assert one["z"] == pytest.approx(sum(np.log(max(part, 1e-3)) for part in halves) / len(halves))
+    capsys.readouterr()
+    assert sensorium_(monkeypatch, *words, "--weights", "one") == 2
+    assert "--weights one: expected numbers between commas" in capsys.readouterr().err
+    assert sensorium_(monkeypatch, *words, "--preferences", "none.json") == 2
+    assert "none.json" in capsys.readouterr().err

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from sensorium.data.tastes import Liked, Taste
 from sensorium.engine.contract import Host
@@ -111,6 +114,15 @@ def test_answers_do_not_depend_on_the_others_of_a_batch() -> None:
 
 def test_a_history_is_asked_about_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Sequence[tuple[str, ...]]] = []
+    opened: list[weakref.ref[torch.nn.Module]] = []
+    really = keywords._open
+
+    def noted(folder: Path, name: str, how: Asking) -> PreTrainedModel:
+        found = really(folder, name, how)
+        opened.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(keywords, "_open", noted)
 
     def said(model: object, prompts: Prompts, histories: Sequence[tuple[str, ...]]) -> list[Answer]:
         asked.append(list(histories))
@@ -128,6 +140,8 @@ def test_a_history_is_asked_about_once(tmp_path: Path, monkeypatch: pytest.Monke
     keywords.ask(TINY, HISTORIES[:1], Asking(count=5), Host())  # another question
     keywords.ask(TINY, [HISTORIES[0][::-1]], Asking(), Host())  # another order
     assert len(asked) == 4
+    gc.collect()
+    assert [found() for found in opened] == [None] * 4  # the language model is gone when it has answered
     for path in (tmp_path / "cache").glob("pmg-keywords-*/*.json"):
         path.write_text(json.dumps({"answer": 3}))
     keywords.ask(TINY, HISTORIES[:1], Asking(), Host())

@@ -14,6 +14,7 @@ OUT/
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ from sensorium.families.pmg.diffusion import SchedulerName
 from sensorium.families.pmg.painting import CAPTION_ONLY, Painter, Wish, side_by_side
 from sensorium.families.pmg.preferences import SAID, Preference, Rule, captions
 from sensorium.families.pmg.sampling import Sampling, picture_seed
-from sensorium.files import make_folder, new_folder, remove_leftovers, write_by_library, write_json
+from sensorium.files import new_file, new_folder, open_file, remove_leftovers, write_by_library, write_json
 
 META, INFO, BEST = "meta.json", "info.json", "best.jpg"
 _FORMAT = 2
@@ -127,10 +128,12 @@ def write_meta(out: Path, content: Mapping[str, Any]) -> None:
     whole = {"format": _FORMAT, **content}
     path = out / META
     if not path.is_file():
+        if out.is_dir():
+            remove_leftovers(out)  # of this very file, half written
         if out.is_dir() and any(out.iterdir()):
             raise ConfigError(f"{out}: is not empty and has no {META}; --out takes a new folder")
-        make_folder(out)
-        write_json(path, whole)
+        with new_file(path) as temporary, open_file(temporary, "wb") as file:
+            file.write((json.dumps(whole, indent=1, ensure_ascii=False) + "\n").encode())
         return
     try:
         found = reading.parse_json(reading.read_bytes(path))

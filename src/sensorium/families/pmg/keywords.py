@@ -24,7 +24,7 @@ from sensorium.families.pmg.config import ModelConfig
 from sensorium.families.pmg.folders import llm_folder, part_digest
 from sensorium.families.pmg.language import open_tokenizer, read_config
 from sensorium.families.pmg.prompts import CAPTIONS, Prompts
-from sensorium.files import make_folder, new_file
+from sensorium.files import new_file, open_file
 from sensorium.parts.encoders_base import load_pretrained
 
 if TYPE_CHECKING:
@@ -223,7 +223,6 @@ class _Kept:
         return Answer(found["answer"], found.get("cut") is True)
 
     def put(self, history: History, answer: Answer) -> None:
-        make_folder(self.folder)
         content = json.dumps({"answer": answer.text, "cut": answer.cut}, ensure_ascii=False)
-        with new_file(self._path(history)) as path:
-            path.write_bytes(content.encode())
+        with new_file(self._path(history)) as path, open_file(path, "wb") as file:
+            file.write(content.encode())

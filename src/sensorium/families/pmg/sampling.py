@@ -6,6 +6,7 @@ Legend: B pictures, C channels, h and w sides of the latents.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ class Sampling:
 
 def device_of(name: str) -> str:
     """Where to compute, of ``auto``, ``cpu``, ``cuda`` or ``cuda:1``. Raises ConfigError for one that is not there."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"--device {name}: allowed are auto, cpu, cuda and cuda:N")
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     number = int(name.partition(":")[2] or 0)

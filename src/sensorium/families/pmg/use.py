@@ -52,7 +52,7 @@ from sensorium.families.pmg.task import FROZEN_DTYPES, PMGTask, folder_of, open_
 from sensorium.parts.encoders_base import quiet
 
 STYLED: tuple[DrawMode, ...] = ("target_soft_style", "keywords")  # modes that tell the UNet the words of the taste
-_ROWS = 8  # histories that the language model reads at a time
+_ROWS = 1  # histories read at a time: together they would change each other by rounding, and so the pictures
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Pictures:
                 f"no user {user!r} in the run's data; there are {len(known):,}, such as {', '.join(close)}"
             )
         taste = known[user]
-        style = taste.style or (_styles(wanted) or {}).get(user, "")
+        style = taste.style or (self._styles(wanted) or {}).get(user, "")
         asked = Taste(user, taste.history, Liked(target, target, Path()), style, taste.where)
         self._draw([asked], out, wanted, host)
 
@@ -146,7 +146,7 @@ class Pictures:
         places = places_of(self.data)
         if how.image_dir is not None:
             places = type(places)(Path(how.image_dir).expanduser(), places.prefixes)
-        return read_tastes(data.expanduser(), places, _styles(how))
+        return read_tastes(data.expanduser(), places, self._styles(how))
 
     def _draw(self, tastes: Sequence[Taste], out: Path, how: DrawConfig, host: Host) -> None:
         bad = next((one for one in tastes if not one.target.caption.strip()), None)
@@ -173,7 +173,10 @@ class Pictures:
         styled = mode in STYLED
         if how.preference_weights and not styled:
             raise ConfigError(f"preference_weights have no effect with mode {mode}; take {' or '.join(STYLED)}")
-        found = origins(tastes, how.keywords, styled or (how.select and how.taste_share > 0))
+        needed = styled or (how.select and how.taste_share > 0)
+        if how.preferences is not None and not needed:
+            raise ConfigError(f"preferences have no effect with mode {mode}; take {' or '.join(STYLED)}, or select")
+        found = origins(tastes, how.keywords, needed)
         for origin in sorted(set(found) - {"none"}):
             host.say(f"{SAID[origin]}: {found.count(origin):,} of {len(found):,} samples")
         chooser = None
@@ -247,6 +250,11 @@ class Pictures:
         for part in (self.task.adapter, self.task.llm, self.task.unet):
             part.to(device)
 
+    def _styles(self, how: DrawConfig) -> dict[str, str] | None:
+        """By user, as ``preferences`` or the run's data say."""
+        given = how.preferences or self.data.user_preferences
+        return None if given is None else read_styles(Path(given).expanduser())
+
     def _negative(self, how: DrawConfig) -> str:
         return negative_prompt_of(
             self.data.name, how.negative if how.negative is not None else self.data.negative_prompt
@@ -256,20 +264,20 @@ class Pictures:
         return Sampling(self.data.image_size, how.many_steps, how.guidance, how.scheduler)
 
 
-def _styles(how: DrawConfig) -> dict[str, str] | None:
-    """By user, as ``preferences`` says."""
-    return None if how.preferences is None else read_styles(Path(how.preferences).expanduser())
-
-
 def open_pictures(
-    folder: str | Path, bases: Mapping[str, str] | None = None, *, allow_other_base: bool = False
+    folder: str | Path,
+    bases: Mapping[str, str] | None = None,
+    data: Mapping[str, Any] | None = None,
+    *,
+    allow_other_base: bool = False,
 ) -> Pictures:
-    """A trained adapter with its base models. ``bases``: where ``llm`` and ``stable_diffusion`` lie, if elsewhere.
+    """A trained adapter with its base models. ``bases``: where ``llm``, ``stable_diffusion`` and ``clip`` lie, if
+    elsewhere; ``data``: settings of the data section to change.
 
     Raises CheckpointError where a base model has other sizes, or other weights unless ``allow_other_base``.
     """
     found = adapter_files.find(Path(folder))
-    model, _ = sections(found.config)
+    model, place = sections(found.config)
     settings = model.model_copy(update={**(bases or {}), "ema_decay": 0.0, "gradient_checkpointing": False})
     now = base_digests(settings)
     other = [part for part, digest in found.facts["bases"].items() if now.get(part) != digest]
@@ -284,6 +292,7 @@ def open_pictures(
             f"{found.origin}: was trained with another {', '.join(other)}; give that one, or allow_other_base=True"
         )
     adapter_files.give(task.adapter, found)
-    config = found.config.model_copy(update={"model": settings})
+    changed = configuration.build(type(place), {**place.model_dump(), **(data or {})}, "data")
+    config = found.config.model_copy(update={"model": settings, "data": changed})
     loaded = Loaded(found.origin, found.origin, config, found.facts, task.eval(), "")
     return Pictures.of_run(loaded)
