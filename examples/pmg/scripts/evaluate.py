@@ -47,7 +47,7 @@ def evaluate(given: Mapping[str, Any]) -> None:
     from sensorium.engine.tables import print_evaluation
     from sensorium.families.pmg.comparing import Bench, JudgeConfig, judge_folder
     from sensorium.families.pmg.sources import places_of
-    from sensorium.files import write_json
+    from sensorium.files import make_folder, write_json
 
     if "config" not in given:
         raise errors.ConfigError("--config FILE is missing; configs/flickr_train.yaml is one")
@@ -65,6 +65,7 @@ def evaluate(given: Mapping[str, Any]) -> None:
     bench = Bench(data.name, data.image_size, data.resize, keys.value("model.clip"))
     content, result = judge_folder(bench, tastes, folder, judge, given.get("device", "auto"), use.host(print))
     output = given.get("output", folder / "evaluation.json").expanduser()
+    make_folder(output.parent)
     write_json(output, content)
     print_evaluation(result)
     print(f"Results: {output}")

@@ -159,7 +159,7 @@ def test_missing_pictures_and_few_users_shrink_every_row(world: Path, pictures: 
     data = copied / "test.json"
     samples = read_tastes(data, Places())
     how = {"rows": ["none", "copy_history", "oracle_target"], "draw": {"steps": 1, "device": "cpu"}}
-    few = {**how, "ti_users": 1}
+    few = {**how, "rows": ["copy_history", "oracle_target"], "ti_users": 1}  # nothing is drawn
     pictures.compare_file(data, tmp_path / "few", few, Host())
     content = json.loads((tmp_path / "few" / "evaluation.json").read_text())
     assert (content["total_samples"], content["evaluated_samples"]) == (4, 2)
@@ -202,6 +202,8 @@ def test_what_cannot_be_compared_is_said_before_anything_is_drawn(
     lonely = json.loads((world / "test.json").read_text())[:2]
     (world / "lonely.json").write_text(json.dumps(lonely))
     assert "row other_user needs samples of two users" in said("--data", world / "lonely.json", "--out", data[3])
+    with pytest.raises(ConfigError, match=r"draw\.mode and draw\.select: each row has"):
+        pictures.compare_file(world / "test.json", tmp_path / "out", {"draw": {"mode": "keywords"}}, Host())
     monkeypatch.setattr(use, "load", lambda *_: object())
     monkeypatch.setattr(use, "family_of", lambda _: FAMILY)
     with pytest.raises(ConfigError, match="family 'pmg' has no pictures to compare; leave --data out"):

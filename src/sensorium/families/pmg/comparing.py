@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sensorium import reading
 from sensorium.config import Section
@@ -35,7 +35,7 @@ from sensorium.families.pmg.ip_adapter import weights_file
 from sensorium.families.pmg.judges import Judges, open_judges
 from sensorium.families.pmg.judging import Judging, Show, common, unreadable
 from sensorium.families.pmg.sampling import device_of
-from sensorium.files import write_json
+from sensorium.files import make_folder, write_json
 
 Row = Literal[
     *("none", "keywords", "soft", "pmg", "textual_inversion", "ip_adapter"),
@@ -83,6 +83,12 @@ class CompareConfig(Section):
     ti_users: int | None = Field(None, ge=1, description="So many users, drawn by the seed, in every row; null: all.")
     ip_adapter: str | None = Field(None, min_length=1, description="Folder of ip_adapter: weights and image encoder.")
     ip_scale: float = Field(0.6, ge=0, le=2, description="Weight of the picture in ip_adapter.")
+
+    @model_validator(mode="after")
+    def _used(self) -> CompareConfig:
+        if self.draw.mode is not None or self.draw.select:
+            raise ValueError("draw.mode and draw.select: each row has a conditioning of its own, and nothing is chosen")
+        return self
 
 
 Draw = Callable[[Sequence[Taste], Path, DrawConfig, Host], None]
@@ -161,6 +167,7 @@ def compare(studio: Studio, tastes: Sequence[Taste], out: Path, config: CompareC
             "style_texts": origins,
         },
     }
+    make_folder(out)
     write_json(out / RESULTS, content)
     draw = config.draw
     drawn = f"{draw.images} each, {draw.many_steps} steps of {draw.scheduler}, guidance {draw.guidance:g}"
@@ -204,8 +211,6 @@ def _drawn(
     studio: Studio, samples: Sequence[Taste], out: Path, config: CompareConfig, host: Host
 ) -> tuple[dict[str, Show], dict[str, str]]:
     """How to see each row, once it is drawn; and why others are not there."""
-    if config.draw.mode is not None:
-        raise ConfigError("--mode: each row has a conditioning of its own")
     shows: dict[str, Show] = {}
     skipped: dict[str, str] = {}
     for row in config.rows:
