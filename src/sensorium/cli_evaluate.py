@@ -15,25 +15,39 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: sensorium evaluate runs/first --split test --checkpoint best"
 
 
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder; with --data also an exported adapter.")]
+ClimateUse = Annotated[
+    bool, typer.Option("--require-climate-use", help="climate_text: exit code 1 where the field is not used.")
+]
+Samples = Annotated[Path | None, typer.Option(help="Processed samples (JSON): pictures for each, drawn and judged.")]
+Out = Annotated[Path | None, typer.Option(help="With --data: folder of the pictures and of evaluation.json.")]
+Rows = Annotated[
+    str | None,
+    typer.Option(
+        help="none, keywords, soft, pmg, textual_inversion, ip_adapter, other_user, copy_history, oracle_target."
+    ),
+]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Judge the samples of which no picture is missing, in every row.")
+]
+# Where an option stands among the settings of a comparison; the others stand on top.
+_SECTIONS = {
+    **dict.fromkeys(("images", "steps", "guidance", "scheduler", "seed", "batch"), "draw"),
+    **dict.fromkeys(("keywords", "preferences", "image_dir", "device"), "draw"),
+    **dict.fromkeys(("clip", "weights_dir", "allow_missing"), "judge"),
+    "ti_steps": "inversion",
+}
+_NAMES = {"compare": "rows", "ti_steps": "steps"}
+
+
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder; with --data also an exported adapter.")],
+    run: Run,
     split: Annotated[str | None, typer.Option(help="train, val or test; default test.")] = None,
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the name of a checkpoint folder.")] = "best",
-    require_climate_use: Annotated[
-        bool, typer.Option("--require-climate-use", help="climate_text: exit code 1 where the field is not used.")
-    ] = False,
-    data: Annotated[
-        Path | None, typer.Option(help="Processed samples (JSON): pictures for each, drawn and judged (pmg).")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="With --data: folder of the pictures and of evaluation.json.")
-    ] = None,
-    compare: Annotated[
-        str | None,
-        typer.Option(
-            help="none, keywords, soft, pmg, textual_inversion, ip_adapter, other_user, copy_history, oracle_target."
-        ),
-    ] = None,
+    require_climate_use: ClimateUse = False,
+    data: Samples = None,
+    out: Out = None,
+    compare: Rows = None,
     images: Annotated[int | None, typer.Option(help="Pictures of each sample.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; default 50, with dpmsolver 25.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance.")] = None,
@@ -49,43 +63,37 @@ def evaluate(
     ip_adapter: Annotated[str | None, typer.Option(help="Folder with ip-adapter*.safetensors, image_encoder/.")] = None,
     ti_users: Annotated[int | None, typer.Option(help="So many users, in every row.")] = None,
     ti_steps: Annotated[int | None, typer.Option(help="Steps of textual inversion for a user.")] = None,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Judge the samples of which no picture is missing, in every row.")
-    ] = False,
+    allow_missing: AllowMissing = False,
 ) -> None:
     """Evaluate a checkpoint on a split; writes RUN/evaluation/<split>.json and the report anew. With --data: pictures
     of a pmg model beside those of other ways to make them, in one table."""
     from sensorium.errors import ConfigError
 
-    draw = _given(
-        {"images": images, "steps": steps, "guidance": guidance, "scheduler": scheduler, "seed": seed}
-        | {"batch": batch, "image_dir": image_dir, "device": device, "keywords": keywords, "preferences": preferences}
-    )
-    judge = _given({"clip": clip, "weights_dir": weights_dir, "allow_missing": allow_missing or None})
-    whole = _given({"ip_adapter": ip_adapter, "ti_users": ti_users})
-    if data is None:
-        ours = _given({"out": out, "compare": compare, "ti_steps": ti_steps, **draw, **judge, **whole})
-        if ours:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in ours)
-            raise ConfigError(f"{names}: only with --data FILE, the samples to draw and judge")
-        _evaluate_split(run, split or "test", checkpoint, require_climate_use)
+    rows = None if compare is None else compare.split(",")
+    options = {"compare": rows, "images": images, "steps": steps, "guidance": guidance, "scheduler": scheduler}
+    options |= {"seed": seed, "batch": batch, "keywords": keywords, "preferences": preferences, "clip": clip}
+    options |= {"image_dir": image_dir, "device": device, "weights_dir": weights_dir, "ip_adapter": ip_adapter}
+    options |= {"ti_users": ti_users, "ti_steps": ti_steps, "allow_missing": allow_missing or None}
+    given = {name: value for name, value in options.items() if value is not None}
+    if data is not None:
+        if split is not None or require_climate_use or out is None:
+            raise ConfigError("with --data give --out FOLDER, and neither --split nor --require-climate-use")
+        _compare(run, checkpoint, (data, out), given)
         return
-    how = {"draw": draw, "judge": judge, "inversion": _given({"steps": ti_steps}), **whole}
-    if compare is not None:
-        how["rows"] = compare.split(",")
-    if split is not None or require_climate_use or out is None:
-        raise ConfigError("with --data give --out FOLDER, and neither --split nor --require-climate-use")
-    _compare(run, checkpoint, (data, out), how)
+    if given or out is not None:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in (*given, *(["out"] if out else [])))
+        raise ConfigError(f"{names}: only with --data FILE, the samples to draw and judge")
+    _evaluate_split(run, split or "test", checkpoint, require_climate_use)
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _compare(run: Path, checkpoint: str, places: tuple[Path, Path], how: dict[str, Any]) -> None:
+def _compare(run: Path, checkpoint: str, places: tuple[Path, Path], given: dict[str, Any]) -> None:
     from sensorium import use
     from sensorium.engine.tables import print_evaluation
 
+    how: dict[str, Any] = {}
+    for name, value in given.items():
+        section = _SECTIONS.get(name)
+        (how if section is None else how.setdefault(section, {}))[_NAMES.get(name, name)] = value
     data, out = places
     host = use.host(lambda line: typer.echo(printable(line)))
     print_evaluation(use.comparer(run, checkpoint).compare_file(data, out, how, host))
