@@ -110,13 +110,15 @@ def test_the_commands_of_the_page_run(typed: Script, folder: Path) -> None:
 
     out = ["scripts/evaluate.py", *CONFIG, "--device", "cpu"]
     shutil.copytree(folder / "datasets/FLICKR/eval_outputs", folder / "copy")
-    (folder / "copy" / "sample_0001" / "gen_0.jpg").unlink()
+    (folder / "copy" / "sample_0000" / "gen_0.jpg").unlink()
     answer = typed(*out, "--eval_dir", "copy")
     assert answer.code == 2
-    assert "1 of 2 samples lack a picture, first sample 1" in answer.err
+    assert "1 of 2 samples lack a picture, first sample 0" in answer.err
     assert typed(*out, "--eval_dir", "copy", "--allow_missing").code == 0
-    assert results(folder / "copy" / "evaluation.json")["evaluated_samples"] == 1
-    shutil.move(folder / "copy" / "sample_0000", folder / "copy" / "sample_0002")
+    left = results(folder / "copy" / "evaluation.json")
+    assert left["evaluated_samples"] == 1
+    assert left["per_sample_results"] == content["per_sample_results"][1:]  # of the sample that is there, no other
+    shutil.rmtree(folder / "copy" / "sample_0000")
     shutil.move(folder / "copy" / "sample_0001", folder / "copy" / "sample_0000")
     answer = typed(*out, "--eval_dir", "copy")
     assert answer.code == 2

@@ -42,7 +42,7 @@ def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Taste]:
 
 def judging(samples: list[Taste], weights_dir: Path | None = None, clip: str = "random:tiny") -> Judging:
     opened = open_judges(clip, None if weights_dir is None else str(weights_dir), "cpu", needs_clip=False)
-    return Judging(samples, opened, SIDE, "squash", "cpu")
+    return Judging(samples, range(len(samples)), opened, SIDE, "squash", "cpu")
 
 
 def targets(samples: list[Taste]) -> list[list[Image.Image]]:
@@ -89,7 +89,7 @@ def test_without_its_weights_a_metric_is_null_with_a_reason(samples: list[Taste]
     assert set(found) == {"ssim_target", "ssim_history_avg"}
     assert sets == {}
     metrics, values = stack({"a": found})
-    content = boards.row_json(Board(samples, ("a",), metrics, values, {"a": sets}, judge.skipped), "a")
+    content = boards.row_json(Board(samples, (0, 1), ("a",), metrics, values, {"a": sets}, judge.skipped), "a")
     assert [name for name, value in content["average_metrics"].items() if value is not None] == list(metrics)
     assert set(content["average_metrics"]) == set(METRICS)
     assert "nowhere/at-all" in judge.skipped["cpis_target"]
@@ -143,11 +143,11 @@ def test_rows_on_different_samples_are_impossible(samples: list[Taste]) -> None:
         stack({"none": {"ssim_target": two}, "pmg": {"ssim_history_avg": two}})
     metrics, values = stack({"none": {"ssim_target": three}})
     with pytest.raises(DataError, match=r"\(1, 1, 2\) rows, metrics and samples was given \(1, 1, 3\) numbers"):
-        Board(samples, ("none",), metrics, values, {"none": {}}, {})
+        Board(samples, (0, 1), ("none",), metrics, values, {"none": {}}, {})
     hole = np.array([[[0.0, np.nan]]])
     with pytest.raises(DataError, match="ssim_target of row none, sample 1, is not a number"):
-        Board(samples, ("none",), metrics, hole, {"none": {}}, {})
-    whole = Board(samples, ("none",), metrics, np.zeros((1, 1, 2)), {"none": {}}, {})
+        Board(samples, (0, 1), ("none",), metrics, hole, {"none": {}}, {})
+    whole = Board(samples, (0, 1), ("none",), metrics, np.zeros((1, 1, 2)), {"none": {}}, {})
     assert whole.users == ["0", "1"]
 
 
@@ -171,7 +171,9 @@ def test_gains_are_paired_and_know_which_way_is_better(samples: list[Taste]) -> 
     hard = draws.normal(0, 10, 40)  # how hard a sample is: the same for both rows
     noise = draws.normal(0, 0.1, 40)
     values = np.stack([np.stack([hard, hard]), np.stack([hard + 0.2 + noise, hard + 0.2 + noise])])
-    board = Board(many, ("none", "pmg"), ("lpips_history_avg", "cpis_history_avg"), values, {"none": {}, "pmg": {}}, {})
+    board = Board(
+        many, range(40), ("none", "pmg"), ("lpips_history_avg", "cpis_history_avg"), values, {"none": {}, "pmg": {}}, {}
+    )
     assert board.gain("cpis_history_avg", "none").low > 0.1
     assert board.gain("lpips_history_avg", "none").high < -0.1  # lower is better
     shown = boards.evaluation(board, "")

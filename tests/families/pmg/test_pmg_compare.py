@@ -12,21 +12,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from sensorium import cli, families, use
+from sensorium import config as configuration
 from sensorium.data.tastes import Places, Taste, read_tastes
 from sensorium.engine import settings
-from sensorium.engine.contract import Host
-from sensorium.errors import ConfigError, DataError
+from sensorium.engine.contract import Evaluation, Host
+from sensorium.errors import CheckpointError, ConfigError, DataError
 from sensorium.families.pmg.baselines import Baselines
 from sensorium.families.pmg.comparing import CompareConfig, others
 from sensorium.families.pmg.config import ToyConfig
 from sensorium.families.pmg.diffusion import open_unet
 from sensorium.families.pmg.drawing import read_how
 from sensorium.families.pmg.inversion import Lesson, Vocabulary, learn, pictures_of
+from sensorium.families.pmg.judging import unreadable
 from sensorium.families.pmg.prompts import template_of
 from sensorium.families.pmg.task import folder_of, open_task, sections
 from sensorium.families.pmg.tiny import DIFFUSION, tiny_folder
@@ -173,6 +176,8 @@ def test_missing_pictures_and_few_users_shrink_every_row(world: Path, pictures: 
     pictures.compare_file(data, tmp_path / "out", {**how, "judge": {"allow_missing": True}}, Host())
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert content["evaluated_samples"] < 4
+    kept = [one["sample_idx"] for one in content["rows"]["none"]["per_sample_results"]]
+    assert kept == [number for number in range(4) if number not in unreadable(samples)]
     assert {len(row["per_sample_results"]) for row in content["rows"].values()} == {content["evaluated_samples"]}
 
 
@@ -193,6 +198,7 @@ def test_what_cannot_be_compared_is_said_before_anything_is_drawn(
     assert "a row stands there twice" in said(*data, "--compare", "none,none")
     assert "--ti-users 3: the data have 2 users" in said(*data, "--ti-users", 3)
     assert "expected one ip-adapter*.safetensors" in said(*data, "--compare", "ip_adapter", "--ip-adapter", tmp_path)
+    assert "row other_user needs samples of two users" in said(*data, "--compare", "other_user", "--ti-users", 1)
     assert "nothing is left to be judged: needs --ip-adapter FOLDER" in said(*data, "--compare", "ip_adapter")
     assert "nowhere/at-all" in said(*data, "--compare", "none", "--clip", "nowhere/at-all")
     assert "no such folder of weights" in said(*data, "--compare", "none", "--weights-dir", tmp_path / "gone")
@@ -263,3 +269,60 @@ def test_a_word_is_learned_from_what_is_no_target(world: Path, pictures: Picture
     before, after = (words.states(["a ring", "a " + "very " * 80 + "long text"], v, length) for v in (first, vector))
     assert before.shape == (2, length, task.shape.told)
     assert (before - after).abs().amax((1, 2)).min() > 0  # a long caption does not push the word out
+
+
+def test_pictures_follow_from_the_learned_word(world: Path, pictures: Pictures, tmp_path: Path) -> None:
+    samples = read_tastes(world / "test.json", Places())[:1]
+    for lr in (1e-9, 5.0):
+        config = CompareConfig(inversion={"steps": 1, "lr": lr})
+        rows = Baselines(pictures.task, pictures.data, config, tmp_path / "vectors")
+        rows.invert(samples, tmp_path / f"{lr:g}", read_how({"steps": 2, "device": "cpu"}), Host())
+    assert np.abs(pixels(tmp_path, "1e-09") - pixels(tmp_path, "5")).max() > 8
+    said = info(tmp_path, "5", 0)["target_caption"]
+    assert said == f"{samples[0].target.caption}, in the style of <{samples[0].user}>"
+    with pytest.raises(CheckpointError, match="made by another adapter"):
+        pictures.redraw(tmp_path / "5" / "sample_0000")
+
+
+OPTIONS = {  # and where they arrive
+    "--compare": ("none,soft", "rows", ("none", "soft")),
+    "--images": ("3", "draw.images", 3),
+    "--steps": ("7", "draw.steps", 7),
+    "--guidance": ("2.5", "draw.guidance", 2.5),
+    "--scheduler": ("ddpm", "draw.scheduler", "ddpm"),
+    "--seed": ("9", "draw.seed", 9),
+    "--batch": ("2", "draw.batch", 2),
+    "--keywords": ("file", "draw.keywords", "file"),
+    "--preferences": ("p.json", "draw.preferences", "p.json"),
+    "--image-dir": ("pictures", "draw.image_dir", "pictures"),
+    "--device": ("cpu", "draw.device", "cpu"),
+    "--clip": ("clips", "judge.clip", "clips"),
+    "--weights-dir": ("weights", "judge.weights_dir", "weights"),
+    "--allow-missing": (None, "judge.allow_missing", True),
+    "--ip-adapter": ("ip", "ip_adapter", "ip"),
+    "--ti-users": ("5", "ti_users", 5),
+    "--ti-steps": ("6", "inversion.steps", 6),
+}
+
+
+def test_every_option_arrives(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived: list[CompareConfig] = []
+
+    class Noted:
+        def compare_file(self, data: Path, out: Path, how: dict[str, Any], host: Host) -> Evaluation:
+            arrived.append(configuration.build(CompareConfig, how))
+            return Evaluation({})
+
+    words = [word for name, (value, *_) in OPTIONS.items() for word in (name, value) if word is not None]
+    monkeypatch.setattr(pictures, "compare_file", Noted().compare_file)
+    assert typed(monkeypatch, pictures, "--data", "d", "--out", "o", *words) == 0
+    found = configuration.flat(arrived[0])
+    assert {place: found[place] for _, place, _ in OPTIONS.values()} == {
+        place: list(value) if isinstance(value, tuple) else value for _, place, value in OPTIONS.values()
+    }
+    plain = configuration.flat(CompareConfig())
+    assert all(found[place] != plain[place] for _, place, _ in OPTIONS.values())
+    command: Any = typer.main.get_command(cli.app).commands["evaluate"]  # type: ignore[attr-defined]
+    others_ = {"--data", "--out", "--split", "--checkpoint", "--require-climate-use"}
+    named = {name for one in command.params for name in one.opts if name.startswith("--")}
+    assert named - {"--help"} == set(OPTIONS) | others_

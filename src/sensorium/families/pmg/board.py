@@ -41,12 +41,14 @@ _KEPT = ("none", ("lpips_target", "clip_score_target"), 0.02)  # what it may cos
 
 @dataclass(frozen=True)
 class Board:
-    """``values`` ``[R, M, S]``: finite numbers. ``sets``: by row, of metrics that judge all pictures of a row at once.
+    """``values`` ``[R, M, S]``: finite numbers. ``numbers``: of the samples in their file. ``sets``: by row, of metrics
+    that judge all pictures of a row at once. ``skipped``: by metric, and by row, why there is none.
 
-    ``skipped``: by metric, and by row, why there is none. Raises DataError where the array does not fit the names.
+    Raises DataError where the array does not fit the names.
     """
 
     samples: Sequence[Taste]
+    numbers: Sequence[int]
     rows: tuple[str, ...]
     metrics: tuple[str, ...]
     values: NDArray[np.float64]
@@ -115,9 +117,9 @@ def row_json(board: Board, row: str) -> dict[str, Any]:
                 "sample_idx": number,
                 "user_id": taste.user,
                 "target_item_id": taste.target.id,
-                "metrics": {name: float(values[number]) for name, values in by_metric.items()},
+                "metrics": {name: float(values[place]) for name, values in by_metric.items()},
             }
-            for number, taste in enumerate(board.samples)
+            for place, (number, taste) in enumerate(zip(board.numbers, board.samples, strict=True))
         ],
     }
 

@@ -10,7 +10,7 @@ OUT/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -108,9 +108,9 @@ class Bench:
         named = config.clip is not None
         return open_judges(config.clip or self.clip, config.weights_dir, device_of(device), needs_clip=named)
 
-    def judging(self, samples: Sequence[Taste], judges: Judges, device: str) -> Judging:
-        """Of these samples, in their order."""
-        return Judging(samples, judges, self.side, self.resize, device_of(device))
+    def judging(self, samples: Mapping[int, Taste], judges: Judges, device: str) -> Judging:
+        """Of these samples, by their numbers in the file."""
+        return Judging(list(samples.values()), list(samples), judges, self.side, self.resize, device_of(device))
 
 
 @dataclass(frozen=True)
@@ -132,19 +132,23 @@ def compare(studio: Studio, tastes: Sequence[Taste], out: Path, config: CompareC
     """
     if len(set(config.rows)) != len(config.rows):
         raise ConfigError(f"--compare {','.join(config.rows)}: a row stands there twice")
-    chosen = _chosen(tastes, config)
+    numbers = _chosen(tastes, config)
+    chosen = [tastes[number] for number in numbers]
     if "ip_adapter" in config.rows and config.ip_adapter is not None:
         weights_file(Path(config.ip_adapter).expanduser())
     judge = config.judge
     kept = common(unreadable(chosen), len(chosen), host, allow_missing=judge.allow_missing)
-    samples = [chosen[number] for number in kept]
+    samples = [chosen[place] for place in kept]
+    if "other_user" in config.rows and len({taste.user for taste in samples}) < 2:
+        raise ConfigError("row other_user needs samples of two users; leave it out of --compare")
     if "textual_inversion" in config.rows:
         for taste in samples:
             pictures_of(taste.user, samples)
     judges = studio.bench.open(judge, config.draw.device)
     shows, skipped_rows = _drawn(studio, samples, out, config, host)
     styled, origins = _with_words(samples, [out / row for row in STYLED if row in shows])
-    judging = studio.bench.judging(styled, judges, config.draw.device)
+    by_number = dict(zip((numbers[place] for place in kept), styled, strict=True))
+    judging = studio.bench.judging(by_number, judges, config.draw.device)
     board = judged(judging, shows, skipped_rows, host)
     content = {
         "format": _FORMAT,
@@ -155,17 +159,7 @@ def compare(studio: Studio, tastes: Sequence[Taste], out: Path, config: CompareC
         "differences": boards.differences_json(board),
         "skipped_metrics": dict(board.skipped),
         "skipped_rows": dict(board.skipped_rows),
-        "protocol": {
-            **protocol(judging),
-            "adapter_digest": studio.adapter,
-            "draw": {
-                **config.draw.model_dump(mode="json", exclude={"batch", "device"}),
-                "steps": config.draw.many_steps,
-            },
-            "inversion": config.inversion.model_dump(mode="json") if "textual_inversion" in shows else None,
-            "ip_scale": config.ip_scale if "ip_adapter" in shows else None,
-            "style_texts": origins,
-        },
+        "protocol": {**protocol(judging), **_drawing(config, shows), "adapter": studio.adapter, "style_texts": origins},
     }
     make_folder(out)
     write_json(out / RESULTS, content)
@@ -179,7 +173,7 @@ def judged(judging: Judging, shows: Mapping[str, Show], skipped_rows: Mapping[st
     measured = {row: judging.row(row, show, host) for row, show in shows.items()}
     metrics, values = boards.stack({row: found for row, (found, _) in measured.items()})
     sets = {row: found for row, (_, found) in measured.items()}
-    return Board(judging.samples, tuple(shows), metrics, values, sets, judging.skipped, skipped_rows)
+    return Board(judging.samples, judging.numbers, tuple(shows), metrics, values, sets, judging.skipped, skipped_rows)
 
 
 def protocol(judging: Judging) -> dict[str, Any]:
@@ -193,18 +187,26 @@ def protocol(judging: Judging) -> dict[str, Any]:
     }
 
 
-def _chosen(tastes: Sequence[Taste], config: CompareConfig) -> Sequence[Taste]:
-    """The samples of all rows: of all users, or of those that ``ti_users`` leaves."""
+def _drawing(config: CompareConfig, rows: Collection[str]) -> dict[str, Any]:
+    """How the rows were drawn."""
+    how = config.draw
+    return {
+        "draw": {**how.model_dump(mode="json", exclude={"batch", "device", "image_dir"}), "steps": how.many_steps},
+        "inversion": config.inversion.model_dump(mode="json") if "textual_inversion" in rows else None,
+        "ip_scale": config.ip_scale if "ip_adapter" in rows else None,
+    }
+
+
+def _chosen(tastes: Sequence[Taste], config: CompareConfig) -> list[int]:
+    """The samples of all rows, by number: of all users, or of those that ``ti_users`` leaves."""
     users = list(dict.fromkeys(taste.user for taste in tastes))
-    if len(users) < 2 and "other_user" in config.rows:
-        raise ConfigError("row other_user needs samples of two users; leave it out of --compare")
     if config.ti_users is None:
-        return tastes
+        return list(range(len(tastes)))
     if config.ti_users > len(users):
         raise ConfigError(f"--ti-users {config.ti_users}: the data have {len(users)} users")
     places = generator(config.draw.seed, "users").permutation(len(users))[: config.ti_users]
     left = {users[place] for place in places}
-    return [taste for taste in tastes if taste.user in left]
+    return [number for number, taste in enumerate(tastes) if taste.user in left]
 
 
 def _drawn(
@@ -306,7 +308,7 @@ def judge_folder(
         if reason is not None:
             bad.setdefault(number, reason)
     kept = common(bad, len(tastes), host, allow_missing=config.allow_missing)
-    told = [_told(tastes[number], folder_of(folder, number)) for number in kept]
+    told = {number: _told(tastes[number], folder_of(folder, number)) for number in kept}
     judging = bench.judging(told, bench.open(config, device), device)
 
     def show(place: int) -> list[Image.Image]:

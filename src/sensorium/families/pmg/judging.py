@@ -35,9 +35,11 @@ _NO_HPS = "there is no code here that computes HPS v2.1"
 
 @dataclass
 class Judging:
-    """Samples to be judged, and by whom. Pictures are compared as squares of ``side`` pixels."""
+    """Samples to be judged, with their numbers in the file, and by whom. Pictures are compared as squares of ``side``
+    pixels."""
 
     samples: Sequence[Taste]
+    numbers: Sequence[int]
     judges: Judges
     side: int
     resize: Resize
