@@ -41,9 +41,9 @@ from sensorium.families.pmg.drawing import (
     write_meta,
 )
 from sensorium.families.pmg.folders import base_digests
-from sensorium.families.pmg.keywords import COUNT, Answer, Asking, ask
+from sensorium.families.pmg.keywords import COUNT, TARGET_ASKED, Answer, Asking, ask
 from sensorium.families.pmg.painting import Painter, soft_tokens
-from sensorium.families.pmg.preferences import SAID, Origin, Preference, captions, collect, origins
+from sensorium.families.pmg.preferences import SAID, Origin, Preference, captions, collect, of_target, origins
 from sensorium.families.pmg.prompts import Prompts, negative_prompt_of
 from sensorium.families.pmg.sampling import Sampling
 from sensorium.families.pmg.sources import open_prompts, places_of, read_splits
@@ -96,7 +96,7 @@ class Pictures:
         found = list(painter.paint(wishes, soft, self._negative(wanted), wanted.batch))
         if plan.chooser is None:
             return found
-        return [found[best(plan.chooser.scores(found, words[0].words, target))]]
+        return [found[best(plan.chooser.scores(found, words[0].words, wishes[0].target))]]
 
     def redraw(self, folder: Path, batch: int = 8, device: str = "auto") -> list[Image.Image]:
         """The pictures of a sample's folder once more, from its ``info.json`` alone. Raises DataError, and
@@ -162,8 +162,11 @@ class Pictures:
         if how.preference_weights and not styled:
             raise ConfigError(f"preference_weights have no effect with mode {mode}; take {' or '.join(STYLED)}")
         needed = styled or (how.select and how.taste_share > 0)
-        if how.preferences is not None and not needed:
-            raise ConfigError(f"preferences have no effect with mode {mode}; take {' or '.join(STYLED)}, or select")
+        for name in ("preferences", "num_keywords"):
+            if getattr(how, name) is not None and not needed:
+                raise ConfigError(f"{name} has no effect with mode {mode}; take {' or '.join(STYLED)}, or select")
+        if how.target_text == "keywords" and mode == "soft_only" and not how.select:
+            raise ConfigError("target_text has no effect with mode soft_only, which is not told the target")
         found = origins(tastes, how.keywords, needed)
         for origin in sorted(set(found) - {"none"}):
             host.say(f"{SAID[origin]}: {found.count(origin):,} of {len(found):,} samples")
@@ -195,15 +198,17 @@ class Pictures:
 
     def _words(self, tastes: Sequence[Taste], plan: Plan, how: DrawConfig, host: Host) -> list[Preference]:
         """Of each taste, asked of the language model where need be: a part of the first phase."""
-        settings, count = self.task.settings, how.num_keywords or COUNT
-        dtype = next(self.task.llm.parameters()).dtype
-        asking = Asking(count, dtype, _device(how.device))
+        asking = Asking(how.num_keywords or COUNT, next(self.task.llm.parameters()).dtype, _device(how.device))
 
-        def told(histories: Sequence[tuple[str, ...]]) -> Mapping[tuple[str, ...], Answer]:
+        def told(histories: Sequence[tuple[str, ...]], asking: Asking = asking) -> Mapping[tuple[str, ...], Answer]:
             self._move("cpu")  # the whole model comes besides its trunk
-            return ask(settings, histories, asking, host)
+            return ask(self.task.settings, histories, asking, host)
 
-        words = collect(tastes, plan.origins, count, told)
+        words = collect(tastes, plan.origins, asking.count, told)
+        if how.target_text == "keywords":
+            targets = [(taste.target.caption,) for taste in tastes]
+            answers = told(targets, replace(asking, count=TARGET_ASKED, about="target"))
+            words = [of_target(one, answers[target]) for one, target in zip(words, targets, strict=True)]
         if silent := sum(one.note is not None for one in words):
             host.say(f"the language model named no keywords for {silent:,} samples; their style part is empty")
         if plan.mode in STYLED:
