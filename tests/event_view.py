@@ -23,6 +23,8 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float | None]]] | None:
     curves = {}
     for tag in reader.Tags()["tensors"]:
         events = reader.Tensors(tag)
+        if not events[0].tensor_proto.float_val:  # a picture
+            continue
         values = [None if tag in MEASURED else event.tensor_proto.float_val[0] for event in events]
         curves[tag] = list(zip([event.step for event in events], values, strict=True))
     return curves

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sensorium.engine import checkpoint, loop, rundir, session
-from sensorium.engine.backend import usable_precision
+from sensorium.engine.backend import _allow_tf32, usable_precision
 from sensorium.engine.contract import Evaluation, Family
 from sensorium.engine.evaluate import evaluate_run
 from sensorium.engine.settings import RunConfig
@@ -276,3 +276,14 @@ def test_a_loss_at_chance_raises_the_alarm_once(tmp_path: Path, monkeypatch: pyt
     assert [(event["step"], event["level"]) for event in events] == [(4, "alarm")]
     assert "not learning" in events[0]["text"]
     assert not any(line["kind"] == "event" for line in lines(tmp_path / "learning/metrics.jsonl"))
+
+
+def test_tf32_is_asked_of_torch() -> None:
+    before = torch.get_float32_matmul_precision()
+    _allow_tf32(False)
+    assert torch.get_float32_matmul_precision() == before
+    try:
+        _allow_tf32(True)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -24,12 +24,12 @@ EDITS = (
     ("learning_rate: 5.0e-6", "learning_rate: 1.0e-2"),
     ("train_batch_size: 6 ", "train_batch_size: 2 "),
     ("gradient_accumulation_steps: 4", "gradient_accumulation_steps: 2"),  # 2 steps an epoch
-    ("save_steps: 1000", "save_steps: 2"),
+    ("save_steps: 1000", "save_steps: 1\n  ema_decay: 0.5"),
     ("validation_image_steps: 500", "validation_image_steps: 4\n  validation_image_users: 1"),
     ("logging_steps: 10", "logging_steps: 1\n  validation_image_denoising_steps: 2"),
     ("dataloader_num_workers: 4", "dataloader_num_workers: 0"),
     ("mixed_precision: bf16", "mixed_precision: fp32"),
-    ("image_size: 512", "image_size: 64"),
+    ("image_size: 512", "image_size: 64\n  negative: {weight: 0.5, kind: user}"),
 )
 HERE = ("--device", "cpu")
 MINE = ("--config", "configs/my_experiment.yaml", *HERE)

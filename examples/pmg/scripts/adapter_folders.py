@@ -61,9 +61,10 @@ class AdapterFolders:
     @property
     def paths(self) -> tuple[Path, ...]:
         """All that is of steps behind the beginning of this run."""
+        if not self.begun_at:
+            return self.folder / FINAL, self.folder / SAMPLES, *self.numbered
         drawn = sorted((self.folder / SAMPLES).glob("step_*"), key=_order)
-        later = [path for path in [*self.numbered, *drawn] if _order(path) > self.begun_at]
-        return self.folder / FINAL, *later
+        return self.folder / FINAL, *(path for path in [*self.numbered, *drawn] if _order(path) > self.begun_at)
 
     def begin_anew(self, but: str | None) -> None:
         """Remove what an earlier run left, which has been set aside with it; ``but``: what this one begins with."""

@@ -124,6 +124,7 @@ PARTS: Mapping[str, tuple[Any, Any, str]] = {
 }
 """Keys that are no setting by themselves: type, field, and the setting that `GuideConfig.settings` makes of them."""
 
+_NO_FILES = [name for name in ("toy", "manifest") if name in DataConfig.model_fields]  # data that are elsewhere
 _ALL = 1_000_000  # checkpoints: more than any run has
 _SECTIONS = ("dataset", "model", "training", "pmg", "inference")
 
@@ -177,6 +178,7 @@ _WORDS = {
     **{ours: key for key, (*_, ours) in PARTS.items() if ours},
     **{ours: key for key, (ours, _) in SETTINGS.items() if "." in ours and ours != key},
     "train.device": "--device",
+    "train.warm_start": "training.start_from",
     "train.processes": "--processes",
     "train.batch_size": "training.train_batch_size x gradient_accumulation_steps x processes",
 }
@@ -236,7 +238,7 @@ class GuideConfig:
         """The file of a split; None: there is none."""
         key = f"dataset.{split}_json"
         path = self.processed_dir / f"{split}.json"
-        if self.given(key) or self.value("dataset.toy") is not None:
+        if self.given(key) or any(self.value(f"dataset.{name}") is not None for name in _NO_FILES):
             found: str | None = self.value(key)
             return found
         return None if split == "test" and not path.expanduser().is_file() else str(path)

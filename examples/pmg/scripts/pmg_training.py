@@ -115,12 +115,15 @@ class Training:
     def _from_folder(self, path: Path) -> continuation.Start:
         found = portable_folder.read(path)
         native = portable_folder.portable.find_native(found)
-        layer = self._layer() if native is None else self._going_on(found.config, native)
-        start = continuation.continue_from(self.family, path, layer, self.run_folder, LONGER)
-        if start.point is not None or start.done is not None:
-            self.files.begun_at = found.head.step
-            return start
-        return self._anew(start_from=path, note=f"{start.notes[0]}: a new run begins, at step 0")
+        note = f"The native checkpoint of {path} is gone; only its weights can be used"
+        if native is not None:
+            layer = self._going_on(found.config, native)
+            start = continuation.continue_from(self.family, path, layer, self.run_folder, LONGER)
+            if start.point is not None or start.done is not None:
+                self.files.begun_at = found.head.step
+                return start
+            note = start.notes[0]
+        return self._anew(start_from=path, note=f"{note}: a new run begins, at step 0")
 
     def _going_on(self, stored: Mapping[str, Any], native: Path) -> dict[str, Any]:
         """What is asked for of a run that goes on; on another number of processes its steps have the same rows.

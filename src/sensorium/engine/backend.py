@@ -62,8 +62,7 @@ class Backend:
         # The state is a process-wide singleton; a second run in one process may want another precision.
         AcceleratorState._reset_state(reset_partial_state=asked_world == 1)
         GradientState._reset_state()
-        if settings.tf32 and not cpu:
-            torch.set_float32_matmul_precision("high")
+        _allow_tf32(settings.tf32 and not cpu)
         self._clip = settings.grad_clip
         self._patience, self._advice = f"{settings.timeout_minutes:g} minutes", advice
         try:
@@ -335,6 +334,11 @@ def _let_go(error: BaseException | None) -> None:
 
 def _silent(_: str) -> None:
     """Only the main process speaks."""
+
+
+def _allow_tf32(wanted: bool) -> None:
+    if wanted:
+        torch.set_float32_matmul_precision("high")
 
 
 def usable_precision(asked: str, cpu: bool) -> tuple[str, str | None]:
