@@ -227,9 +227,10 @@ def test_info_that_lies_is_found_out(made: Path, model: Pictures, tmp_path: Path
     (folder / "info.json").write_text(json.dumps({**info, "adapter_digest": "other"}))
     with pytest.raises(CheckpointError, match="were made by another adapter"):
         model.redraw(folder)
-    (folder / "info.json").write_text(json.dumps({"seeds": [1]}))
-    with pytest.raises(DataError, match="does not say how its pictures were made"):
-        model.redraw(folder)
+    for wrong in ({"seeds": [1]}, {**info, "mode": "other"}, {**info, "seeds": [1, 2]}):
+        (folder / "info.json").write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match="does not say how its pictures were made"):
+            model.redraw(folder)
 
 
 def test_samplers_seeds_and_negatives_matter(model: Pictures) -> None:

@@ -268,9 +268,11 @@ def read_info(folder: Path) -> tuple[list[Wish], Sampling, Mapping[str, Any]]:
         history, target, mode = tuple(info["history_captions"]), info["target_text"], info["mode"]
         wishes = [Wish(history, target, style, int(seed), mode, scale) for seed, style, scale in rows]
         how = info["drawing"]
-        sampling = Sampling(how["pixels"], how["steps"], how["guidance"], how["scheduler"])
+        given = {"mode": mode, **{name: how[name] for name in ("steps", "guidance", "scheduler")}}
+        checked = read_how(given)
+        sampling = Sampling(int(how["pixels"]), checked.many_steps, checked.guidance, checked.scheduler)
         _ = info["adapter_digest"], info["negative_prompt"], info["weights"]
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError, ConfigError) as error:
         raise DataError(f"{path}: does not say how its pictures were made ({error})") from error
     return wishes, sampling, info
 

@@ -90,7 +90,7 @@ class Pictures:
         wanted, host = read_how(how or {}), Host()
         plan = self._plan([taste], wanted, host)
         words = self._words([taste], plan, wanted, host)
-        soft = self._soft([taste], wanted)
+        soft = self._soft([taste], wanted, host)
         painter = Painter(self.task, folder_of(self.task), self._sampling(wanted))
         wishes = wishes_of(taste, wanted, plan.mode, words[0])
         found = list(painter.paint(wishes, soft, self._negative(wanted), wanted.batch))
@@ -106,7 +106,7 @@ class Pictures:
         if (info["adapter_digest"], info["weights"]) != (self.digest, weights):
             raise CheckpointError(f"{folder}: its pictures were made by another adapter ({info['adapter_digest']})")
         histories = [wishes[0].captions] if wishes else []
-        soft = self._soft_of(histories, device)
+        soft = self._soft_of(histories, device, Host())
         painter = Painter(self.task, folder_of(self.task), sampling)
         return list(painter.paint(wishes, soft, info["negative_prompt"], batch))
 
@@ -149,7 +149,7 @@ class Pictures:
         if numbers:
             some = [tastes[number] for number in numbers]
             words = self._words(some, replace(plan, origins=[plan.origins[number] for number in numbers]), how, host)
-            soft = self._soft(some, how)
+            soft = self._soft(some, how, host)
             painter = Painter(self.task, folder_of(self.task), self._sampling(how))
             draw_all(painter, dict(zip(numbers, zip(some, words, strict=True), strict=True)), soft, job, host)
         host.say(f"{out}: {len(tastes)} samples, {how.candidates} pictures each")
@@ -224,16 +224,16 @@ class Pictures:
         if long:
             host.say(f"the style of {long:,} samples is longer than the {length} tokens that it has, and is cut")
 
-    def _soft(self, tastes: Sequence[Taste], how: DrawConfig) -> dict[tuple[str, ...], Tensor]:
-        return self._soft_of([captions(taste) for taste in tastes], how.device)
+    def _soft(self, tastes: Sequence[Taste], how: DrawConfig, host: Host) -> dict[tuple[str, ...], Tensor]:
+        return self._soft_of([captions(taste) for taste in tastes], how.device, host)
 
-    def _soft_of(self, histories: Sequence[tuple[str, ...]], device: str) -> dict[tuple[str, ...], Tensor]:
+    def _soft_of(self, histories: Sequence[tuple[str, ...]], device: str, host: Host) -> dict[tuple[str, ...], Tensor]:
         """The first phase; when it is done the language model has left the device, and the UNet is there."""
         self._move("cpu")
         place = _device(device)
         for part in (self.task.adapter, self.task.llm):
             part.to(place)
-        found = soft_tokens(self.task, self.prompts, histories, _ROWS)
+        found = soft_tokens(self.task, self.prompts, histories, _ROWS, host)
         self._move("cpu")
         self.task.unet.to(place)
         return found
