@@ -32,6 +32,7 @@ def generate(
     keywords: Annotated[str | None, typer.Option(help="Words of the taste: auto, history, file or off.")] = None,
     num_keywords: Annotated[int | None, typer.Option(help="Keywords to ask the language model for; 8.")] = None,
     preferences: Annotated[str | None, typer.Option(help="JSON with the style text of users.")] = None,
+    target_text: Annotated[str | None, typer.Option(help="What is drawn: caption, or keywords made of it.")] = None,
     weighting: Annotated[str | None, typer.Option(help="scale or repeat: how a weight of the words works.")] = None,
     weights: Annotated[str | None, typer.Option(help="Weights of the words, such as 1,2: a candidate each.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures made at a time.")] = None,
@@ -48,6 +49,7 @@ def generate(
     given: dict[str, Any] = {"images": images, "mode": mode, "negative": negative, "steps": steps, "seed": seed}
     given |= {"clip": clip, "alpha": alpha, "keywords": keywords, "num_keywords": num_keywords}
     given |= {"preferences": preferences, "weighting": weighting, "preference_weights": _numbers(weights)}
+    given |= {"target_text": target_text}
     given |= {"guidance": guidance, "scheduler": scheduler, "seed_rule": seed_rule, "batch": batch, "device": device}
     how = {
         name: value

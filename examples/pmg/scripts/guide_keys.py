@@ -77,6 +77,7 @@ KEYS: Mapping[str, tuple[str, Any]] = {
     "inference.mode": (f"{GENERATE}.mode", OURS),
     "inference.keywords": (f"{GENERATE}.keywords", OURS),
     "inference.num_keywords": (f"{GENERATE}.num_keywords", OURS),
+    "inference.target_text": (f"{GENERATE}.target_text", OURS),
     "inference.weighting": (f"{GENERATE}.weighting", OURS),
     "inference.preference_weights": (f"{GENERATE}.preference_weights", OURS),
     "inference.select": (f"{GENERATE}.select", OURS),

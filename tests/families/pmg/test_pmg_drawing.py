@@ -227,9 +227,10 @@ def test_info_that_lies_is_found_out(made: Path, model: Pictures, tmp_path: Path
     (folder / "info.json").write_text(json.dumps({**info, "adapter_digest": "other"}))
     with pytest.raises(CheckpointError, match="were made by another adapter"):
         model.redraw(folder)
-    (folder / "info.json").write_text(json.dumps({"seeds": [1]}))
-    with pytest.raises(DataError, match="does not say how its pictures were made"):
-        model.redraw(folder)
+    for wrong in ({"seeds": [1]}, {**info, "mode": "other"}, {**info, "seeds": [1, 2]}):
+        (folder / "info.json").write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match="does not say how its pictures were made"):
+            model.redraw(folder)
 
 
 def test_samplers_seeds_and_negatives_matter(model: Pictures) -> None:
@@ -308,6 +309,35 @@ def test_other_histories_or_words_need_another_folder(made: Path, model: Picture
     with pytest.raises(DataError, match=r"has no style \(1 of 2 samples have none\); give --preferences"):
         model.draw_file(samples_of(made), tmp_path / "none", given, Host())
     assert not (tmp_path / "none").exists()
+
+
+def test_a_target_may_be_drawn_from_its_keywords(
+    made: Path, model: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, int, str]] = []
+
+    def ask(_: object, given: list[tuple[str, ...]], how: keywords.Asking, *rest: object) -> dict[Any, Answer]:
+        asked.extend((one, how.count, how.about) for one in given)
+        said = "1. red\n2. blue\n3. round\n4. wool\n5. calm\n6. flat\n7. old"
+        return {one: Answer("1." if one == ("a riddle",) else said, False) for one in given}
+
+    monkeypatch.setattr(pmg_use, "ask", ask)
+    model.draw_file(samples_of(made), tmp_path / "out", {**QUICK, "target_text": "keywords"}, Host())
+    infos = [info_of(tmp_path / "out" / f"sample_{number:04}") for number in range(2)]
+    assert asked == [((info["target_caption"],), 10, "target") for info in infos]
+    assert [info["target_text"] for info in infos] == ["red, blue, round, wool, calm"] * 2
+    folder = tmp_path / "out" / "sample_0000"
+    assert jpeg(model.redraw(folder, batch=1)[0], tmp_path) == (folder / "gen_0.jpg").read_bytes()
+    drawn = model.draw(HISTORY, "a riddle", how={**QUICK, "target_text": "keywords"})[0]
+    assert differ(drawn, model.draw(HISTORY, "a riddle", how=QUICK)[0]) == 0  # no keywords: the caption
+    shared = {**QUICK, "seed_rule": "shared"}  # otherwise the seed is the target's
+    drawn = model.draw(HISTORY, "a square", how={**shared, "target_text": "keywords"})[0]
+    assert differ(drawn, model.draw(HISTORY, "red, blue, round, wool, calm", how=shared)[0]) == 0
+    assert differ(drawn, model.draw(HISTORY, "a square", how=shared)[0]) > 0  # negative twin
+    with pytest.raises(ConfigError, match="target_text has no effect with mode soft_only"):
+        model.draw(HISTORY, "a riddle", how={**QUICK, "target_text": "keywords", "mode": "soft_only"})
+    with pytest.raises(ConfigError, match="num_keywords has no effect with mode target_soft"):
+        model.draw(HISTORY, "a riddle", how={**QUICK, "num_keywords": 4})
 
 
 def sensorium_(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:

@@ -92,6 +92,9 @@ def test_the_question_is_in_turns_that_end_with_the_opening() -> None:
     assert plain.count("in exactly 8 short keywords") == 2
     assert plain.startswith("Human: A person chose the things below.")
     assert plain.endswith(f"Things:\n{CAPTIONS}\n\nAssistant: 1.")
+    target = keywords.question(tokenizer, 10, "target")
+    assert target.startswith("Human: Read the description of a picture. Name exactly 10 short keywords")
+    assert target.endswith(f"Description:\n{CAPTIONS}\n\nAssistant: 1.")
     turn = "{{ '<' + message.role + '>' + message.content + ('' if loop.last else '<end>') }}"
     tokenizer.chat_template = "{% for message in messages %}" + turn + "{% endfor %}"
     found = keywords.question(tokenizer, 3)

@@ -68,6 +68,9 @@ class DrawConfig(Section):
     )
     num_keywords: int | None = Field(None, ge=1, le=32, description="Keywords to ask for; null: 8.")
     preferences: str | None = Field(None, min_length=1, description="JSON with the style text of users.")
+    target_text: Literal["caption", "keywords"] = Field(
+        "caption", description="What is drawn: the target's caption, or 5 of 10 keywords that the language model makes."
+    )
     weighting: Literal["scale", "repeat"] = Field(
         "scale",
         description="How a weight of the words works: it multiplies their states, or they stand there so often.",
@@ -164,7 +167,7 @@ def wishes_of(taste: Taste, how: DrawConfig, mode: DrawMode, words: Preference |
     return [
         Wish(
             captions(taste),
-            taste.target.caption,
+            given.target or taste.target.caption,
             given.text(int(weight) if repeated and weight else 1),
             seed,
             mode,
@@ -207,6 +210,8 @@ def info_of(taste: Taste, words: Preference, number: int, job: Job) -> dict[str,
         "keywords_from": SAID[words.origin],
         "keywords_note": words.note,
         "raw_answer": words.raw,
+        "target_text": wishes[0].target,
+        "target_raw_answer": words.target_raw,
         "scores": None,
         "chosen_image": None,
         "scorer": None,
@@ -239,7 +244,7 @@ def _write_sample(number: int, pictures: Sequence[Image.Image], sample: tuple[Ta
     taste, words = sample
     info = info_of(taste, words, number, job)
     if job.chooser is not None:
-        info |= job.chooser.told(job.chooser.scores(pictures, words.words, taste.target.caption))
+        info |= job.chooser.told(job.chooser.scores(pictures, words.words, info["target_text"]))
     side = pictures[0].width
     known = [load_image(liked.path) for liked in (*taste.history, taste.target) if _is_known(liked)]
     with new_folder(folder_of(job.out, number)) as new:
@@ -260,12 +265,14 @@ def read_info(folder: Path) -> tuple[list[Wish], Sampling, Mapping[str, Any]]:
     try:
         info = reading.parse_json(reading.read_bytes(path))
         rows = zip(info["seeds"], info["styles"], info["style_scales"], strict=True)
-        history, target, mode = tuple(info["history_captions"]), info["target_caption"], info["mode"]
+        history, target, mode = tuple(info["history_captions"]), info["target_text"], info["mode"]
         wishes = [Wish(history, target, style, int(seed), mode, scale) for seed, style, scale in rows]
         how = info["drawing"]
-        sampling = Sampling(how["pixels"], how["steps"], how["guidance"], how["scheduler"])
+        given = {"mode": mode, **{name: how[name] for name in ("steps", "guidance", "scheduler")}}
+        checked = read_how(given)
+        sampling = Sampling(int(how["pixels"]), checked.many_steps, checked.guidance, checked.scheduler)
         _ = info["adapter_digest"], info["negative_prompt"], info["weights"]
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError, ConfigError) as error:
         raise DataError(f"{path}: does not say how its pictures were made ({error})") from error
     return wishes, sampling, info
 

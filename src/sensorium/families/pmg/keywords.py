@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -30,7 +30,9 @@ from sensorium.parts.encoders_base import load_pretrained
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+About = Literal["taste", "target"]
 COUNT = 8  # keywords
+TARGET_ASKED, TARGET_KEPT = 10, 5  # keywords of a target that are asked for, and those that are used
 History = tuple[str, ...]  # captions
 _FORMAT = 1  # of the cache: a change of the question or of how it is asked
 _NEW_TOKENS = 100
@@ -39,6 +41,15 @@ _LONGEST_WORDS, _LONGEST = 4, 40  # of a keyword: words, characters
 _QUESTION = (
     "A person chose the things below. Name the person's taste in exactly {count} short keywords: subject, colour, "
     "material, mood, style. Do not name kinds of objects. Answer as a numbered list only.\n\nThings:\n{things}"
+)
+_TARGET_QUESTION = (
+    "Read the description of a picture. Name exactly {count} short keywords of what it shows: subject, colour, "
+    "material, mood, style. Answer as a numbered list only.\n\nDescription:\n{things}"
+)
+_TARGET_THINGS = ("a bright yellow teapot with small flowers on a wooden table",)
+_TARGET_EXAMPLE = (
+    *("teapot", "yellow", "flowers", "wooden table", "ceramic"),
+    *("cheerful", "rustic", "bright", "still life", "homely"),
 )
 _EXAMPLE_THINGS = (
     "a bright yellow teapot with small flowers",
@@ -49,6 +60,10 @@ _EXAMPLE = (
     *("yellow", "sunny", "floral", "rustic", "wood", "cheerful"),
     *("warm light", "country style", "homely", "pastel"),
 )
+_WORDED = {
+    "taste": (_QUESTION, _EXAMPLE_THINGS, _EXAMPLE),
+    "target": (_TARGET_QUESTION, _TARGET_THINGS, _TARGET_EXAMPLE),
+}
 _OPENING = "1."
 _USER, _ASSISTANT = "Human: ", "Assistant: "
 _ITEM = re.compile(r"(?:^|(?<=\s))[(\[（【]?\d{1,2}[.)\]:、．）】](?!\d)\s*|^\s*[-*•·]\s+", re.MULTILINE)  # noqa: RUF001
@@ -115,13 +130,13 @@ def _bare(text: str) -> str:
     return text[places[0] : places[-1] + 1] if places else ""
 
 
-def question(tokenizer: PreTrainedTokenizerBase, count: int = COUNT) -> str:
+def question(tokenizer: PreTrainedTokenizerBase, count: int = COUNT, about: About = "taste") -> str:
     """The prompt with ``{captions}``: in the model's chat template if it has one, else in plain turns."""
-    example = _EXAMPLE[:count]
+    words, things, example = _WORDED[about]
     asked = [
-        _QUESTION.format(count=len(example), things=number(_EXAMPLE_THINGS)),
-        number(example),
-        _QUESTION.format(count=count, things=CAPTIONS),
+        words.format(count=len(example[:count]), things=number(things)),
+        number(example[:count]),
+        words.format(count=count, things=CAPTIONS),
         _OPENING,
     ]
     if tokenizer.chat_template is None:
@@ -132,13 +147,14 @@ def question(tokenizer: PreTrainedTokenizerBase, count: int = COUNT) -> str:
 
 
 def ask(model: ModelConfig, histories: Sequence[History], how: Asking, host: Host) -> dict[History, Answer]:
-    """The model's answer for each different history. The language model is opened only where the cache lacks one, and
-    is gone when this returns. Raises ConfigError, and DataError for a history that does not fit."""
+    """The model's answer for each different history, or description of a target. The language model is opened only
+    where the cache lacks one, and is gone when this returns. Raises ConfigError, and DataError for one that is too
+    long."""
     folder = llm_folder(model)
     config = read_config(folder, model.llm)
     tokenizer = open_tokenizer(folder, model.llm)
     prompts = Prompts(
-        tokenizer, question(tokenizer, how.count), config.max_position_embeddings - _NEW_TOKENS, between="\n"
+        tokenizer, question(tokenizer, how.count, how.about), config.max_position_embeddings - _NEW_TOKENS, between="\n"
     )
     kept = _Kept(cache_folder(f"pmg-keywords-{_FORMAT}"), [part_digest(folder), str(how.dtype), prompts.template])
     different = list(dict.fromkeys(histories))
@@ -162,11 +178,12 @@ def ask(model: ModelConfig, histories: Sequence[History], how: Asking, host: Hos
 
 @dataclass(frozen=True)
 class Asking:
-    """``count``: of keywords; ``dtype``: of the language model."""
+    """``count``: of keywords; ``dtype``: of the language model; ``about``: what the captions are."""
 
     count: int = COUNT
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+    about: About = "taste"
 
 
 def _open(folder: Path, name: str, how: Asking) -> PreTrainedModel:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sensorium.engine.contract import Host
 from sensorium.errors import CheckpointError
 from sensorium.families.pmg.conditioning import Told, compose, lengths_of
 from sensorium.families.pmg.config import DrawMode
@@ -41,17 +42,19 @@ class Wish:
 
 @torch.no_grad()
 def soft_tokens(
-    task: PMGTask, prompts: Prompts, histories: Sequence[tuple[str, ...]], batch: int
+    task: PMGTask, prompts: Prompts, histories: Sequence[tuple[str, ...]], batch: int, host: Host | None = None
 ) -> dict[tuple[str, ...], Tensor]:
-    """Soft tokens ``[N, d]`` float32 on the CPU, once for each different history."""
+    """Soft tokens ``[N, d]`` float32 on the CPU, once for each different history. ``host``: shows how far it is."""
     different = list(dict.fromkeys(histories))
     device = next(task.llm.parameters()).device
     found: dict[tuple[str, ...], Tensor] = {}
-    for start in range(0, len(different), batch):
-        some = different[start : start + batch]
-        ids, mask = padded([prompts.encode(one)[0] for one in some], prompts.padding)
-        soft = task.soft(ids.to(device), mask.to(device)).cpu()
-        found |= dict(zip(some, soft, strict=True))
+    with (host or Host()).progress("read histories", len(different)) as advance:
+        for start in range(0, len(different), batch):
+            some = different[start : start + batch]
+            ids, mask = padded([prompts.encode(one)[0] for one in some], prompts.padding)
+            soft = task.soft(ids.to(device), mask.to(device)).cpu()
+            found |= dict(zip(some, soft, strict=True))
+            advance(start + len(some), len(different))
     return found
 
 

@@ -7,12 +7,12 @@ results is told. Keywords of a history have seen nothing else (the leak rule).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sensorium.data.tastes import Taste
 from sensorium.errors import ConfigError, DataError
-from sensorium.families.pmg.keywords import Answer, parse
+from sensorium.families.pmg.keywords import TARGET_ASKED, TARGET_KEPT, Answer, parse
 
 Rule = Literal["auto", "history", "file", "off"]
 Origin = Literal["history", "supplied", "none"]
@@ -27,13 +27,16 @@ NOTHING = "the answer holds no keywords; the style part is empty"
 @dataclass(frozen=True)
 class Preference:
     """``words``: keywords, in their order; ``style``: the text they make, or came in; ``raw``: the language model's
-    answer; ``note``: what went wrong with it."""
+    answer; ``note``: what went wrong with it. ``target``: what is drawn instead of the caption, None: the caption;
+    ``target_raw``: the answer that it is from."""
 
     words: tuple[str, ...] = ()
     style: str = ""
     origin: Origin = "none"
     raw: str | None = None
     note: str | None = None
+    target: str | None = None
+    target_raw: str | None = None
 
     @classmethod
     def supplied(cls, style: str) -> Preference:
@@ -86,6 +89,12 @@ def collect(
         else:
             preferences.append(Preference.supplied(taste.style if origin == "supplied" else ""))
     return preferences
+
+
+def of_target(one: Preference, answer: Answer) -> Preference:
+    """With the first five keywords of the target instead of its caption; without keywords it stays the caption."""
+    words = parse(answer.text, TARGET_ASKED, cut=answer.cut)[:TARGET_KEPT]
+    return replace(one, target=", ".join(words) or None, target_raw=answer.text)
 
 
 def captions(taste: Taste) -> tuple[str, ...]:

@@ -42,9 +42,9 @@ from sensorium.families.pmg.drawing import (
     write_meta,
 )
 from sensorium.families.pmg.folders import base_digests
-from sensorium.families.pmg.keywords import COUNT, Answer, Asking, ask
+from sensorium.families.pmg.keywords import COUNT, TARGET_ASKED, Answer, Asking, ask
 from sensorium.families.pmg.painting import Painter, soft_tokens
-from sensorium.families.pmg.preferences import SAID, Origin, Preference, captions, collect, origins
+from sensorium.families.pmg.preferences import SAID, Origin, Preference, captions, collect, of_target, origins
 from sensorium.families.pmg.prompts import Prompts, negative_prompt_of
 from sensorium.families.pmg.sampling import Sampling, device_of
 from sensorium.families.pmg.sources import open_prompts, places_of, read_splits
@@ -91,13 +91,13 @@ class Pictures:
         wanted, host = read_how(how or {}), Host()
         plan = self._plan([taste], wanted, host)
         words = self._words([taste], plan, wanted, host)
-        soft = self._soft([taste], wanted)
+        soft = self._soft([taste], wanted, host)
         painter = Painter(self.task, folder_of(self.task), self._sampling(wanted))
         wishes = wishes_of(taste, wanted, plan.mode, words[0])
         found = list(painter.paint(wishes, soft, self._negative(wanted), wanted.batch))
         if plan.chooser is None:
             return found
-        return [found[best(plan.chooser.scores(found, words[0].words, target))]]
+        return [found[best(plan.chooser.scores(found, words[0].words, wishes[0].target))]]
 
     def redraw(self, folder: Path, batch: int = 8, device: str = "auto") -> list[Image.Image]:
         """The pictures of a sample's folder once more, from its ``info.json`` alone. Raises DataError, and
@@ -107,7 +107,7 @@ class Pictures:
         if (info["adapter_digest"], info["weights"]) != (self.digest, weights):
             raise CheckpointError(f"{folder}: its pictures were made by another adapter ({info['adapter_digest']})")
         histories = [wishes[0].captions] if wishes else []
-        soft = self._soft_of(histories, device)
+        soft = self._soft_of(histories, device, Host())
         painter = Painter(self.task, folder_of(self.task), sampling)
         return list(painter.paint(wishes, soft, info["negative_prompt"], batch))
 
@@ -161,7 +161,7 @@ class Pictures:
         if numbers:
             some = [tastes[number] for number in numbers]
             words = self._words(some, replace(plan, origins=[plan.origins[number] for number in numbers]), how, host)
-            soft = self._soft(some, how)
+            soft = self._soft(some, how, host)
             painter = Painter(self.task, folder_of(self.task), self._sampling(how))
             draw_all(painter, dict(zip(numbers, zip(some, words, strict=True), strict=True)), soft, job, host)
         host.say(f"{out}: {len(tastes)} samples, {how.candidates} pictures each")
@@ -174,8 +174,11 @@ class Pictures:
         if how.preference_weights and not styled:
             raise ConfigError(f"preference_weights have no effect with mode {mode}; take {' or '.join(STYLED)}")
         needed = styled or (how.select and how.taste_share > 0)
-        if how.preferences is not None and not needed:
-            raise ConfigError(f"preferences have no effect with mode {mode}; take {' or '.join(STYLED)}, or select")
+        for name in ("preferences", "num_keywords"):
+            if getattr(how, name) is not None and not needed:
+                raise ConfigError(f"{name} has no effect with mode {mode}; take {' or '.join(STYLED)}, or select")
+        if how.target_text == "keywords" and mode == "soft_only" and not how.select:
+            raise ConfigError("target_text has no effect with mode soft_only, which is not told the target")
         found = origins(tastes, how.keywords, needed)
         for origin in sorted(set(found) - {"none"}):
             host.say(f"{SAID[origin]}: {found.count(origin):,} of {len(found):,} samples")
@@ -207,15 +210,17 @@ class Pictures:
 
     def _words(self, tastes: Sequence[Taste], plan: Plan, how: DrawConfig, host: Host) -> list[Preference]:
         """Of each taste, asked of the language model where need be: a part of the first phase."""
-        settings, count = self.task.settings, how.num_keywords or COUNT
-        dtype = next(self.task.llm.parameters()).dtype
-        asking = Asking(count, dtype, device_of(how.device))
+        asking = Asking(how.num_keywords or COUNT, next(self.task.llm.parameters()).dtype, device_of(how.device))
 
-        def told(histories: Sequence[tuple[str, ...]]) -> Mapping[tuple[str, ...], Answer]:
+        def told(histories: Sequence[tuple[str, ...]], asking: Asking = asking) -> Mapping[tuple[str, ...], Answer]:
             self._move("cpu")  # the whole model comes besides its trunk
-            return ask(settings, histories, asking, host)
+            return ask(self.task.settings, histories, asking, host)
 
-        words = collect(tastes, plan.origins, count, told)
+        words = collect(tastes, plan.origins, asking.count, told)
+        if how.target_text == "keywords":
+            targets = [(taste.target.caption,) for taste in tastes]
+            answers = told(targets, replace(asking, count=TARGET_ASKED, about="target"))
+            words = [of_target(one, answers[target]) for one, target in zip(words, targets, strict=True)]
         if silent := sum(one.note is not None for one in words):
             host.say(f"the language model named no keywords for {silent:,} samples; their style part is empty")
         if plan.mode in STYLED:
@@ -231,16 +236,16 @@ class Pictures:
         if long:
             host.say(f"the style of {long:,} samples is longer than the {length} tokens that it has, and is cut")
 
-    def _soft(self, tastes: Sequence[Taste], how: DrawConfig) -> dict[tuple[str, ...], Tensor]:
-        return self._soft_of([captions(taste) for taste in tastes], how.device)
+    def _soft(self, tastes: Sequence[Taste], how: DrawConfig, host: Host) -> dict[tuple[str, ...], Tensor]:
+        return self._soft_of([captions(taste) for taste in tastes], how.device, host)
 
-    def _soft_of(self, histories: Sequence[tuple[str, ...]], device: str) -> dict[tuple[str, ...], Tensor]:
+    def _soft_of(self, histories: Sequence[tuple[str, ...]], device: str, host: Host) -> dict[tuple[str, ...], Tensor]:
         """The first phase; when it is done the language model has left the device, and the UNet is there."""
         self._move("cpu")
         place = device_of(device)
         for part in (self.task.adapter, self.task.llm):
             part.to(place)
-        found = soft_tokens(self.task, self.prompts, histories, _ROWS)
+        found = soft_tokens(self.task, self.prompts, histories, _ROWS, host)
         self._move("cpu")
         self.task.unet.to(place)
         return found
