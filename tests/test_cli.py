@@ -152,9 +152,9 @@ REFUSED_RUN: dict[str, tuple[tuple[str, ...], tuple[str, ...], int]] = {
     "no section on resume": (("resume", "run", "train=5"), ("train: ", "(found 5)"), 2),
     "shorter on resume": (("resume", "run", "train.steps=1"), ("2 steps are done already", "(1 asked for)"), 1),
     "unknown split": (("evaluate", "run", "--split", "dev"), ("no split 'dev'; there are: train, val, test",), 1),
-    "no climate": (
-        ("evaluate", "run", "--require-climate-use"),
-        ("--require-climate-use is about runs of climate_text; run is one of toy",),
+    "no controls": (
+        ("evaluate", "run", "--require-use"),
+        ("run: --require-use needs an evaluation with controls; family 'toy' has none",),
         1,
     ),
     "unknown checkpoint": (

@@ -88,6 +88,7 @@ def test_tables_show_brackets_and_are_harmless(monkeypatch: pytest.MonkeyPatch) 
     assert harmless(stream.getvalue())
     assert stream.getvalue().count("[/red]") == 5
     assert "[/nothing]" in stream.getvalue()
+    assert stream.getvalue().startswith("warning: ")  # before any number
 
 
 def test_the_console_and_the_log_of_a_run_are_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,6 +135,12 @@ def test_plain_lines_on_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert (tmp_path / "train.log").read_text().splitlines() == lines
 
 
+def test_the_rate_that_is_shown_is_that_of_most_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Tracker(tmp_path, BARE, 1, 0) as tracker:
+        tracker.train(1, 0.5, "train", {"loss": 1.0, "lr/gates": 0.02, "lr/decay": 1e-3, "lr/no_decay": 1e-3}, 8)
+    assert "  lr 1.0e-03  " in capsys.readouterr().out
+
+
 def test_brackets_are_text_and_quiet_is_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Tracker(tmp_path, BARE, 2, 0) as tracker:
         tracker.say("[red]100 % [/] of [link=x]")

@@ -16,8 +16,11 @@ EXAMPLE = "Example: sensorium evaluate runs/first --split test --checkpoint best
 
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder; with --data also an exported adapter.")]
-ClimateUse = Annotated[
-    bool, typer.Option("--require-climate-use", help="climate_text: exit code 1 where the field is not used.")
+RequireUse = Annotated[
+    bool,
+    typer.Option(
+        "--require-use", "--require-climate-use", help="Exit code 1 where controls do as well (climate_text, pmg)."
+    ),
 ]
 Samples = Annotated[Path | None, typer.Option(help="Processed samples (JSON): pictures for each, drawn and judged.")]
 Out = Annotated[Path | None, typer.Option(help="With --data: folder of the pictures and of evaluation.json.")]
@@ -44,7 +47,7 @@ def evaluate(
     run: Run,
     split: Annotated[str | None, typer.Option(help="train, val or test; default test.")] = None,
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the name of a checkpoint folder.")] = "best",
-    require_climate_use: ClimateUse = False,
+    require_use: RequireUse = False,
     data: Samples = None,
     out: Out = None,
     compare: Rows = None,
@@ -76,14 +79,14 @@ def evaluate(
     options |= {"ti_users": ti_users, "ti_steps": ti_steps, "allow_missing": allow_missing or None}
     given = {name: value for name, value in options.items() if value is not None}
     if data is not None:
-        if split is not None or require_climate_use or out is None:
-            raise ConfigError("with --data give --out FOLDER, and neither --split nor --require-climate-use")
+        if split is not None or require_use or out is None:
+            raise ConfigError("with --data give --out FOLDER, and neither --split nor --require-use")
         _compare(run, checkpoint, (data, out), given)
         return
     if given or out is not None:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in (*given, *(["out"] if out else [])))
         raise ConfigError(f"{names}: only with --data FILE, the samples to draw and judge")
-    _evaluate_split(run, split or "test", checkpoint, require_climate_use)
+    _evaluate_split(run, split or "test", checkpoint, require_use)
 
 
 def _compare(run: Path, checkpoint: str, places: tuple[Path, Path], given: dict[str, Any]) -> None:
@@ -100,7 +103,7 @@ def _compare(run: Path, checkpoint: str, places: tuple[Path, Path], given: dict[
     typer.echo(f"Results: {out / 'evaluation.json'}")
 
 
-def _evaluate_split(run: Path, split: str, checkpoint: str, require_climate_use: bool) -> None:
+def _evaluate_split(run: Path, split: str, checkpoint: str, require_use: bool) -> None:
     from sensorium.engine import launch, session
     from sensorium.engine.evaluate import evaluate_run
     from sensorium.engine.report import write_report
@@ -109,15 +112,15 @@ def _evaluate_split(run: Path, split: str, checkpoint: str, require_climate_use:
     from sensorium.use import family_of
 
     chosen = family_of(run)
-    if require_climate_use and chosen.name != "climate_text":
-        raise ConfigError(f"--require-climate-use is about runs of climate_text; {run} is one of {chosen.name}")
+    if require_use and chosen.proof is None:
+        raise ConfigError(f"{run}: --require-use needs an evaluation with controls; family {chosen.name!r} has none")
     spread(session.read_config(chosen, run), training=False)
     result = evaluate_run(chosen, run, split, checkpoint)
     if launch.is_main():
         print_evaluation(result)
         typer.echo(f"Report: {write_report(run)}")
-        if require_climate_use and not result.metrics["climate_used"]:
-            raise RunError(f"{run}: the field is not used, and --require-climate-use asks for it")
+        if require_use and chosen.proof is not None and not result.metrics[chosen.proof]:
+            raise RunError(f"{run}: {chosen.proof} is 0, and --require-use asks for 1: {'; '.join(result.warnings)}")
 
 
 def spread(config: RunConfig, *, training: bool = True) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from sensorium import config as configuration
 from sensorium import exported, families, reading
 from sensorium.engine import rundir, session
-from sensorium.engine.contract import Answerer, Evaluation, Family, FolderSearcher, Host, Loaded, Searcher
+from sensorium.engine.contract import Answerer, Comparer, Family, FolderSearcher, Host, Illustrator, Loaded, Searcher
 from sensorium.engine.tracking import progress_bar
 from sensorium.errors import CheckpointError, ConfigError, DataError
 from sensorium.files import new_folder, remove
@@ -66,35 +66,12 @@ def answerer(run: Path, checkpoint: str = "best") -> Answerer:
     return found
 
 
-@runtime_checkable
-class Illustrator(Protocol):
-    """What ``Family.use`` makes of a trained run that draws pictures: all the command line needs of it.
-
-    ``how``: the family's settings of drawing, those that were given. Lines about what was done are said to ``host``.
-    """
-
-    def draw_file(self, data: Path, out: Path, how: Mapping[str, Any], host: Host) -> None:
-        """Pictures for every sample of a file of tastes, into ``out``; goes on where it was interrupted."""
-
-    def draw_user(self, user: str, target: str, out: Path, how: Mapping[str, Any], host: Host) -> None:
-        """Pictures of ``target`` for a user of the run's data, into ``out``."""
-
-
 def illustrator(run: Path, checkpoint: str = "best") -> Illustrator:
     """The use of a run, or of an export, that draws. Raises ConfigError where its family does not."""
     found = load(run, checkpoint)
     if not isinstance(found, Illustrator):
         raise ConfigError(f"{run}: family {family_of(run).name!r} draws no pictures")
     return found
-
-
-@runtime_checkable
-class Comparer(Protocol):
-    """What ``Family.use`` makes of a trained run whose pictures can be judged: all the command line needs of it."""
-
-    def compare_file(self, data: Path, out: Path, how: Mapping[str, Any], host: Host) -> Evaluation:
-        """Make what is missing in ``out`` for every sample of a file of tastes, by the run and by other ways, and judge
-        it; ``how``: the family's settings of that, those that were given."""
 
 
 def comparer(run: Path, checkpoint: str = "best") -> Comparer:

@@ -276,6 +276,29 @@ class Answerer(Protocol):
         """Answer a question about a file. ``said`` is given the pieces of the text as they come."""
 
 
+@runtime_checkable
+class Illustrator(Protocol):
+    """What ``Family.use`` makes of a trained run that draws pictures: all the command line needs of it.
+
+    ``how``: the family's settings of drawing, those that were given. Lines about what was done are said to ``host``.
+    """
+
+    def draw_file(self, data: Path, out: Path, how: Mapping[str, Any], host: Host) -> None:
+        """Pictures for every sample of a file of tastes, into ``out``; goes on where it was interrupted."""
+
+    def draw_user(self, user: str, target: str, out: Path, how: Mapping[str, Any], host: Host) -> None:
+        """Pictures of ``target`` for a user of the run's data, into ``out``."""
+
+
+@runtime_checkable
+class Comparer(Protocol):
+    """What ``Family.use`` makes of a trained run whose pictures can be judged: all the command line needs of it."""
+
+    def compare_file(self, data: Path, out: Path, how: Mapping[str, Any], host: Host) -> Evaluation:
+        """Make what is missing in ``out`` for every sample of a file of tastes, by the run and by other ways, and judge
+        it; ``how``: the family's settings of that, those that were given."""
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A trained run opened for use, on the CPU and in evaluation mode."""
@@ -331,6 +354,8 @@ class Family:
     ``after_step(task, step)`` runs after each optimizer step.
     ``at_chance(values)``: the step's logged values are what guessing would give; hundreds of them in a row raise an
     alarm.
+    ``proof``: the metric of an evaluation that is 1 where the model surely uses what makes it more than its frozen
+    parts, else 0; None: there is none.
     ``pictures(task, source, config)``: what the model draws by now for some samples of the validation split, PNGs by
     file name; it draws nothing from generators that training uses.
     ``exports``: by format, what writes the trained model into a new folder and returns a line about it.
@@ -358,6 +383,7 @@ class Family:
     after_step: Callable[[nn.Module, int], None] | None = None
     at_chance: Callable[[Mapping[str, float]], bool] | None = None
     use: Callable[[Loaded], Any] | None = None
+    proof: str | None = None
     profile: Callable[[RunConfig, Meter], Table] | None = None
     pictures: Callable[[nn.Module, Source, RunConfig], Mapping[str, bytes]] | None = None
     exports: Mapping[str, Callable[[Loaded, Path], str]] = field(default_factory=dict)

@@ -127,6 +127,7 @@ def _train(job: _Job) -> Evaluation | None:
     warm = None if resume else warm_start(config)
     sources = family.sources(config, host)
     backend.agree("data", fingerprints(sources), DataError)
+    backend.agree("run folder (all must see one)", {"its lock": rundir.identity(folder)}, CheckpointError)
     clock = clock_of(sources.train, config)
     if backend.is_main and not resume:  # only now: missing data must not leave half a run behind
         rundir.create(folder, config)
@@ -136,7 +137,7 @@ def _train(job: _Job) -> Evaluation | None:
     progress = restore(folder, task, parameters, config, say)
     if progress is None:
         progress = begin(family, task, config, warm or warm_start(config), say)
-    backend.agree("position (all must see one run folder)", {"step": progress.step}, CheckpointError)
+    backend.agree("position", {"step": progress.step}, CheckpointError)
     if clock.total < progress.step:
         done = f"{progress.step} steps are done already"
         raise ConfigError(f"{done}; the run cannot be made shorter ({clock.total} asked for)")

@@ -88,6 +88,15 @@ def locked(run: Path) -> Iterator[None]:
                 remove(run)  # nothing was begun: leave nothing behind
 
 
+def identity(run: Path) -> int | None:
+    """Number of the lock's file, by which processes know whether they see one folder. Not by its content: on file
+    systems of a network, to close a file that is locked unlocks it."""
+    try:
+        return (run / ".lock").stat().st_ino
+    except OSError:
+        return None
+
+
 def refuse_used(run: Path) -> None:
     """Raise ConfigError when the folder holds a run already, or something else."""
     if (run / "config.yaml").exists():

@@ -12,11 +12,11 @@ from sensorium.errors import printable
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Print every table and warning."""
-    for table in evaluation.tables:
-        print_table(table)
+    """Print every warning, before anybody rejoices at a number, and every table."""
     for warning in evaluation.warnings:
         Console(highlight=False).print(Text(printable(f"warning: {warning}"), style="red"))
+    for table in evaluation.tables:
+        print_table(table)
 
 
 def print_table(table: Table) -> None:

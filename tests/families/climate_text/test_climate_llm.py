@@ -15,7 +15,7 @@ from sensorium import config as configuration
 from sensorium.errors import ConfigError
 from sensorium.families.climate_text.config import ModelConfig
 from sensorium.families.climate_text.encoders import FieldFacts, checkpointed_layers
-from sensorium.families.climate_text.llm import open_llm, open_tokenizer
+from sensorium.families.climate_text.llm import open_llm, open_tokenizer, precision_notes
 from sensorium.families.climate_text.model import ClimateTextFusion
 from sensorium.families.climate_text.tiny_llm import RANDOM, random_llm
 
@@ -185,3 +185,11 @@ def test_layers_that_are_computed_twice() -> None:
     assert checkpointed_layers(ModelConfig(activation_checkpointing="every_2"), 5) == (0, 2, 4)
     assert checkpointed_layers(ModelConfig(activation_checkpointing="none"), 3) == ()
     assert checkpointed_layers(ModelConfig(gradient_checkpointing=False), 3) == ()
+
+
+def test_bfloat16_weights_are_not_computed_in_float16_unsaid(folder: Path) -> None:
+    model = ModelConfig(llm=str(folder))
+    assert precision_notes(model, "fp16") == []  # made in float32
+    make_llm("GPT2LMHeadModel").bfloat16().save_pretrained(folder)
+    assert "was made in bfloat16" in precision_notes(model, "fp16")[0]
+    assert precision_notes(model, "bf16") == precision_notes(ModelConfig(llm=RANDOM), "fp16") == []

@@ -14,15 +14,19 @@ from field_trees import NAMES, SPREAD, USUAL, change, entry, make_tree
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from sensorium import families
 from sensorium.config import build
 from sensorium.data.fields import places, tree
 from sensorium.data.fields.channels import Normal, Scalers
 from sensorium.data.fields.tree import Entry, read_entry
+from sensorium.engine import settings
+from sensorium.engine.contract import Host
 from sensorium.engine.order import order_of
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.climate_text.controls import CONTROLS, others
 from sensorium.families.climate_text.data import DataConfig, EvalSource, Inputs, TrainSource, measured, open_part, texts
 
+FAMILY = families.load("climate_text")
 SCALERS = Scalers(
     Normal(tuple(NAMES), tuple(USUAL.tolist()), tuple(SPREAD.tolist())),
     Normal(("FRACI", "FRLAND", "FROCEAN", "PHIS"), (0.5,) * 4, (0.25,) * 4),
@@ -135,11 +139,15 @@ def test_a_missing_channel_is_refused_or_neutral(root: Path, tokenizer: PreTrain
     with pytest.raises(DataError, match=r"climate_00001\.pt: lacks the channels V10M; set data\.fill_missing"):
         train(root, tokenizer, variables=wanted).example(0, 0)
     source = train(root, tokenizer, variables=wanted, fill_missing="mean")
-    scalers = replace(SCALERS, field=Normal(tuple(wanted), (*SCALERS.field.mean, 9.0), (*SCALERS.field.std, 3.0)))
-    source = TrainSource(source.part, replace(source.inputs, scalers=scalers))
-    field = source.example(0, 0)["field"]
-    assert not field[:, 3].any()
-    assert torch.equal(field[:, :3], train(root, tokenizer).example(0, 0)["field"])
+    known = Normal(tuple(wanted), (*SCALERS.field.mean, 9.0), (*SCALERS.field.std, 3.0))
+    for scalers in (SCALERS, replace(SCALERS, field=known)):  # its mean need not be known
+        field = TrainSource(source.part, replace(source.inputs, scalers=scalers)).example(0, 0)["field"]
+        assert not field[:, 3].any()
+        assert torch.equal(field[:, :3], train(root, tokenizer).example(0, 0)["field"])
+    lacking = replace(SCALERS, field=Normal(("U10M",), (0.0,), (1.0,)))
+    unknown = TrainSource(source.part, replace(source.inputs, scalers=lacking))
+    with pytest.raises(DataError, match="no mean and standard deviation for T2M"):
+        unknown.example(0, 0)
 
 
 def test_bare_tensors_get_assumed_places_unless_strict(root: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -177,6 +185,16 @@ def test_texts_that_are_too_long_are_refused_or_cut(root: Path, tokenizer: PreTr
     change(root, "train", 0, lambda one: one.update(text="word " * 100))
     with pytest.raises(DataError, match="too_long to truncate"):
         train(root, tokenizer, max_length=100, too_long="truncate").example(0, 0)
+
+
+def test_a_run_does_not_begin_with_a_text_that_is_too_long(root: Path) -> None:
+    """Also where it is the last one of validation. Twin: cut, as asked for, it begins."""
+    change(root, "val", 3, lambda one: one.update(target="word " * 300))
+    data = {"demo": None, "train_path": str(root / "train"), "val_path": str(root / "val")}
+    config = settings.resolve(FAMILY, "tiny", {"data": data})
+    with pytest.raises(DataError, match=r"val/index\.json: entry 3: \d{3,} tokens"):
+        FAMILY.sources(config, Host())
+    FAMILY.sources(settings.resolve(FAMILY, "tiny", {"data": data | {"too_long": "truncate"}}), Host())
 
 
 def test_the_form_of_a_conversation(root: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -315,5 +333,5 @@ def test_the_engine_can_order_it(root: Path, tokenizer: PreTrainedTokenizerBase)
 def test_settings_are_strict() -> None:
     with pytest.raises(ConfigError, match="time_policy"):
         build(DataConfig, {"time_policy": "twice"})
-    settings: Mapping[str, Any] = build(DataConfig, {}).model_dump()
-    assert (settings["max_length"], settings["too_long"]) == (512, "raise")
+    defaults: Mapping[str, Any] = build(DataConfig, {}).model_dump()
+    assert (defaults["max_length"], defaults["too_long"]) == (512, "raise")

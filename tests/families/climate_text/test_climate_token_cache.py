@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,26 @@ def live(cached: Sources) -> Sources:
     assert isinstance(found.train, TrainSource)
     assert found.train.inputs.tokens is None
     return found
+
+
+def test_channels_come_in_the_order_of_the_encoder(live: Sources, tmp_path: Path) -> None:
+    """Whatever the order of the files. Twin: an encoder that takes any channels gets them as the files have them."""
+    assert isinstance(live.train, TrainSource)
+    tree = tmp_path / "tree"
+    shutil.copytree(live.train.part.folder.parent, tree)
+    for file in [*tree.rglob("climate_*.pt"), *tree.rglob("climatology_*.pt")]:
+        torch.save(torch.load(file, weights_only=True).flip(-3), file)
+    about = json.loads((tree / "channels.json").read_text())
+    (tree / "channels.json").write_text(json.dumps(about | {"channels": about["channels"][::-1], "set": None}))
+    there = {"demo": None, "train_path": str(tree / "train"), "val_path": str(tree / "val"), "cache": False}
+    found = FAMILY.sources(config_of(**there), Host()).train
+    for name in ("field", "climatology"):
+        given, wanted = torch.as_tensor(found.example(0, 0)[name]), torch.as_tensor(live.train.example(0, 0)[name])
+        torch.testing.assert_close(given, wanted)
+    any_order = settings.resolve(FAMILY, "tiny", {"data": {**CHANGES["data"], **there}})
+    other = FAMILY.sources(any_order, Host()).train
+    given, wanted = (torch.as_tensor(one.example(0, 0)["field"]) for one in (other, live.train))
+    torch.testing.assert_close(given.flip(-3), wanted)
 
 
 def test_what_is_kept_is_what_the_encoder_says(cached: Sources, live: Sources) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,15 @@ def test_it_may_be_trained_on(first: Path) -> None:
 def test_a_run_keeps_its_tokens_and_goes_on_from_it(
     first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Without the package of the other encoder, of which nothing is needed."""
+    version = importlib.metadata.version
+
+    def absent(name: str) -> str:
+        if name == "prithviwxc":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
     config = config_of({"encoder_path": str(first), "num_fusion_layers": 2})
     found = FAMILY.sources(config, Host()).train
     assert isinstance(found, TrainSource)

@@ -222,7 +222,7 @@ def test_use_of_the_field_may_be_required(
     assert isinstance(found.exception, RunError) is not used
     if not used:
         assert "CLIMATE NOT USED" in found.output
-        assert str(found.exception).endswith("the field is not used, and --require-climate-use asks for it")
+        assert "climate_used is 0, and --require-use asks for 1: CLIMATE NOT USED" in str(found.exception)
     assert CliRunner().invoke(cli.app, words[:-1]).exit_code == 0
 
 

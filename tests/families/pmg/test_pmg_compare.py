@@ -323,6 +323,6 @@ def test_every_option_arrives(pictures: Pictures, monkeypatch: pytest.MonkeyPatc
     plain = configuration.flat(CompareConfig())
     assert all(found[place] != plain[place] for _, place, _ in OPTIONS.values())
     command: Any = typer.main.get_command(cli.app).commands["evaluate"]  # type: ignore[attr-defined]
-    others_ = {"--data", "--out", "--split", "--checkpoint", "--require-climate-use"}
+    others_ = {"--data", "--out", "--split", "--checkpoint", "--require-use", "--require-climate-use"}
     named = {name for one in command.params for name in one.opts if name.startswith("--")}
     assert named - {"--help"} == set(OPTIONS) | others_

@@ -194,6 +194,21 @@ def test_the_gain_is_judged_by_users() -> None:
     assert NOT_PERSONAL.isupper()
 
 
+@pytest.mark.usefixtures("cache")
+def test_personal_is_what_lies_below_both_controls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sensorium.families.pmg.evaluator.grid_gallery", lambda *_: ((), {}))
+    task, sources = made({})
+    assert isinstance(sources.val, EvalSource)
+    count = len(sources.val)
+    evaluator = PMGEvaluator(settings.resolve(FAMILY, "tiny"))
+    for other, personal in ((1.5, 1.0), (0.9, 0.0)):
+        errors = {OWN: 1.0, CAPTION: 1.5, OTHER: other, "soft_norm_ratio": 1.0}
+        collected = {name: torch.full((count,), value) for name, value in errors.items()}
+        found = evaluator.score(collected, sources.val, task, final=True)
+        assert found.metrics[str(FAMILY.proof)] == personal
+        assert bool(found.warnings) is not bool(personal)
+
+
 def test_another_base_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Negative twin of every resume: the same sizes, other weights."""
     config = settings.resolve(FAMILY, "tiny", {"train": {"steps": 2}})

@@ -25,5 +25,6 @@ FAMILY = Family(
     group=group,
     evaluator=ClimateEvaluator,
     use=Answers.of_run,
+    proof="climate_used",
     exports={"hf": write_hf},
 )

@@ -208,7 +208,7 @@ class Inputs:
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
         rows = _rows(found.names, names, path, fill=self.data.fill_missing == "mean")
-        field_TCHW = _taken(found.field, rows, self.scalers.field.of(names))
+        field_TCHW = _taken(found.field, rows, names, self.scalers.field)
         if self.data.time_policy == "repeat":
             field_TCHW = field_TCHW.expand(2, -1, -1, -1)
         static, climatology = found.static, found.climatology
@@ -219,11 +219,11 @@ class Inputs:
             "field": field_TCHW.contiguous(),
             "static": torch.zeros(X, H, W)
             if static is None
-            else _taken(static, range(X), self.scalers.static.of(static_names)),
+            else _taken(static, range(X), static_names, self.scalers.static),
             "static_given": static is not None,
             "climatology": torch.zeros(C, H, W)
             if climatology is None
-            else _taken(climatology, rows, self.scalers.climatology.of(names)),
+            else _taken(climatology, rows, names, self.scalers.climatology),
             "climatology_given": climatology is not None,
             "lat": torch.from_numpy(found.lat.copy()),
             "lon": torch.from_numpy(found.lon.copy()),
@@ -254,12 +254,13 @@ def _rows(found: Sequence[str], wanted: Sequence[str], path: Path, *, fill: bool
     return [place.get(name, -1) for name in wanted]
 
 
-def _taken(values: Tensor, rows: Sequence[int], scale: tuple[np.ndarray, np.ndarray]) -> Tensor:
-    """``[..., C, H, W]`` of the channels ``rows``, normalised in fp32; what a file lacks is zero, its mean."""
-    mean, std = (torch.from_numpy(one)[:, None, None] for one in scale)
-    index = torch.tensor(list(rows))
-    taken = (values.index_select(-3, index.clamp(min=0)) - mean) / std
-    return torch.where((index >= 0)[:, None, None], taken, torch.zeros(()))
+def _taken(values: Tensor, rows: Sequence[int], names: Sequence[str], normal: Normal) -> Tensor:
+    """``[..., C, H, W]`` of the channels ``names``, normalised in fp32; what a file lacks is zero, its mean."""
+    there = [number for number, row in enumerate(rows) if row >= 0]
+    mean, std = (torch.from_numpy(one)[:, None, None] for one in normal.of([names[number] for number in there]))
+    taken = values.new_zeros(*values.shape[:-3], len(rows), *values.shape[-2:])
+    taken[..., there, :, :] = (values[..., [rows[number] for number in there], :, :] - mean) / std
+    return taken
 
 
 @dataclass(eq=False)

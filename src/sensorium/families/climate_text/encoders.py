@@ -25,9 +25,10 @@ from sensorium.parts.attention import CrossAttention, Mlp, init_weights
 
 
 class Encoder(Protocol):
-    """What reads fields. ``window``: side lengths, in grid points, of what a token of a field of so many times stands
-    for."""
+    """What reads fields. ``packages``: those that compute its tokens. ``window``: side lengths, in grid points, of what
+    a token of a field of so many times stands for."""
 
+    packages: tuple[str, ...]
     width: int
 
     def window(self, height: int, width: int, times: int) -> tuple[int, int]: ...

@@ -31,6 +31,8 @@ class GridVit(nn.Module):
     ``static``: how many fields that stay. ``checkpointed``: blocks that are computed anew in the backward pass.
     """
 
+    packages = ("torch",)
+
     def __init__(
         self, settings: ModelConfig, channels: int, times: int, static: int, checkpointed: tuple[int, ...] = ()
     ) -> None:

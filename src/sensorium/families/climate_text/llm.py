@@ -23,7 +23,7 @@ from sensorium.parts.encoders_hub import model_folder
 from sensorium.parts.lora import FusedLora
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _ALLOWED = f"a local folder, a hub name like HuggingFaceTB/SmolLM2-135M, and {RANDOM}"
 _ADVICE = (
@@ -97,18 +97,36 @@ def open_llm(model: ModelConfig, dtype: torch.dtype = torch.float32) -> PreTrain
 
 
 def _trained_llm(model: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     folder = llm_folder(model)
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except LOAD_ERRORS as error:
-        raise ConfigError(f"language model {model.llm}: {folder} cannot be loaded ({reason(error)})") from error
+    config = _read_config(folder, model.llm)
     require_known((config.architectures or ["(none)"])[0], model.llm)
     load: Any = AutoModelForCausalLM.from_pretrained
     found: PreTrainedModel = load_pretrained(load, folder, model.llm, dtype=dtype, kind="language model")
     return found
+
+
+def _read_config(folder: Path, name: str) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except LOAD_ERRORS as error:
+        raise ConfigError(f"language model {name}: {folder} cannot be loaded ({reason(error)})") from error
+
+
+def precision_notes(model: ModelConfig, precision: str) -> list[str]:
+    """A warning for a model of bfloat16 that is to compute in float16, which ends at 65,504."""
+    if precision != "fp16" or model.llm == RANDOM:
+        return []
+    if _read_config(llm_folder(model, weights=False), model.llm).dtype is not torch.bfloat16:
+        return []
+    return [
+        f"{model.llm} was made in bfloat16; in float16 its larger activations may become infinite: take "
+        "train.precision=bf16 where the device has it"
+    ]
 
 
 def require_known(architecture: str, name: str) -> None:

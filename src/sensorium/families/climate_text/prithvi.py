@@ -104,6 +104,8 @@ class PrithviEncoder(nn.Module):
     weights. ``checkpointed``: layers that are computed anew in the backward pass.
     """
 
+    packages = ("torch", "prithviwxc")
+
     def __init__(
         self,
         shape: PrithviShape,

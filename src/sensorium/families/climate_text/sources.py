@@ -21,7 +21,7 @@ from sensorium.families.climate_text.data import DataConfig, EvalSource, Inputs,
 from sensorium.families.climate_text.data import texts as texts_of
 from sensorium.families.climate_text.encoders import FieldFacts, open_encoder, own_channels, own_scalers, trains_encoder
 from sensorium.families.climate_text.grid_vit import layout
-from sensorium.families.climate_text.llm import open_tokenizer
+from sensorium.families.climate_text.llm import open_tokenizer, precision_notes
 from sensorium.families.climate_text.task import FROZEN_DTYPES, sections
 from sensorium.families.climate_text.token_cache import TokenStore, cached
 
@@ -36,6 +36,8 @@ def sources(config: RunConfig, host: Host, opened: Opener = open_part) -> Source
     for note in model.notes():
         host.say(note)
     texts = texts_of(open_tokenizer(model), data)  # say now what cannot be had, not after the data were read
+    for note in precision_notes(model, config.train.precision):
+        host.say(note)
     scalers = own_scalers(model)
     folders = _folders(data, host)
     train = opened(folders["train"], data, _names(model, data))
@@ -48,6 +50,8 @@ def sources(config: RunConfig, host: Host, opened: Opener = open_part) -> Source
     if model.climate_encoder == "grid_vit" and model.encoder_path is None:
         layout(model, *train.sample(0).field.shape[-2:])  # before a run is begun
     plain = Inputs(data, texts, scalers)
+    for part in (train, *others.values()):
+        _require_fit(part, plain)
     if data.cache and not trains_encoder(model):
         plain = replace(plain, tokens=_tokens(config, plain, [train, *others.values()], host))
     usual = scoring.majority(asked(entry) for entry in train.entries)
@@ -69,6 +73,15 @@ def _names(model: ModelConfig, data: DataConfig) -> Sequence[str] | None:
         more = f"; {odd[0]} is on one side only" if odd else ", in another order"
         raise ConfigError(f"data.variables are not the {len(own[0])} channels of the encoder{more}; leave it out")
     return None if own is None else own[0]
+
+
+def _require_fit(part: Part, inputs: Inputs) -> None:
+    """Raise DataError for the first text that is too long, before a run is begun. A token has a byte at least, so that
+    most need not be counted."""
+    room = inputs.texts.length - inputs.texts.count("", "")
+    for number, entry in enumerate(part.entries):
+        if len(entry.text.encode()) + len(entry.target.encode()) > room:
+            inputs.text(part, number)
 
 
 def _tokens(config: RunConfig, inputs: Inputs, parts: Sequence[Part], host: Host) -> TokenStore:

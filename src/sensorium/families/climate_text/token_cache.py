@@ -27,7 +27,6 @@ from sensorium.families.climate_text.tokens import window_centres
 
 DTYPE: Dtype = "float16"
 _FORMAT = 1
-_VERSIONS = ("torch", "prithviwxc")
 _NO_POOLED = np.zeros(0, np.float32)
 _HASHED = (
     *("field", "static", "static_given", "climatology", "climatology_given"),
@@ -116,7 +115,7 @@ class TokenStore:
 def cached(encoder: Encoder, inputs: Inputs, parts: Sequence[Part], root: Path, host: Host) -> TokenStore:
     """Encode what is not there yet; processes share the work. Raises DataError."""
     frozen = FieldEncoder(encoder, inputs, host.device)
-    recorded = {"encoder": frozen.name} | {name: importlib.metadata.version(name) for name in _VERSIONS}
+    recorded = {"encoder": frozen.name} | {name: importlib.metadata.version(name) for name in encoder.packages}
     store = FeatureStore(root, frozen.identity, DTYPE, recorded, host.say)
     fields = [Field(part, number) for part in parts for number in range(len(part.entries))]
     with host.progress("look at fields", len(fields)) as advance:

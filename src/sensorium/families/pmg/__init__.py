@@ -28,5 +28,6 @@ FAMILY = Family(
     after_step=after_step,
     pictures=pictures,
     use=Pictures.of_run,
+    proof="personal",
     exports={"hf": write_adapter},
 )

@@ -45,7 +45,7 @@ class PMGEvaluator:
         return found
 
     def score(self, collected: Mapping[str, Tensor], source: Source, task: nn.Module, *, final: bool) -> Evaluation:
-        """``loss``, and ``error`` of each control in one chart."""
+        """``loss``, and ``error`` of each control in one chart; ``personal``: 1 if the own lies surely below both."""
         metrics = {"loss": float(collected[OWN].double().mean())}
         metrics |= {f"{name}/error": float(collected[name].double().mean()) for name in NAMES if name in collected}
         metrics["soft_norm_ratio"] = float(collected["soft_norm_ratio"].double().mean())
@@ -59,6 +59,7 @@ class PMGEvaluator:
         warnings = [f"{NOT_PERSONAL}: not surely better than {' and '.join(failed)}"] if failed else []
         if OTHER not in collected:
             warnings.append("all samples are of one user: nobody else's soft tokens could be tried")
+        metrics["personal"] = float(not warnings)
         galleries, pictures = grid_gallery(task, source, self.config)
         details = {"samples": _details(collected, source)}
         return Evaluation(metrics, (_table(metrics, gains),), galleries, tuple(warnings), details, pictures)

@@ -112,12 +112,12 @@ class Pictures:
         return list(painter.paint(wishes, soft, info["negative_prompt"], batch))
 
     def draw_file(self, data: Path, out: Path, how: Mapping[str, Any], host: Host) -> None:
-        """As ``use.Illustrator``: pictures for the samples of a file of processed JSON."""
+        """As ``contract.Illustrator``: pictures for the samples of a file of processed JSON."""
         wanted = read_how(how)
         self._draw(self._tastes(data, wanted), out, wanted, host)
 
     def draw_user(self, user: str, target: str, out: Path, how: Mapping[str, Any], host: Host) -> None:
-        """As ``use.Illustrator``: the history is that of the user's last sample in the run's data."""
+        """As ``contract.Illustrator``: the history is that of the user's last sample in the run's data."""
         if not target.strip():
             raise ConfigError("--target is empty; say what to draw")
         wanted = read_how(how)
@@ -135,7 +135,7 @@ class Pictures:
         self._draw([asked], out, wanted, host)
 
     def compare_file(self, data: Path, out: Path, how: Mapping[str, Any], host: Host) -> Evaluation:
-        """As ``use.Comparer``: pictures for the samples of a file beside those of other ways to make them."""
+        """As ``contract.Comparer``: pictures for the samples of a file beside those of other ways to make them."""
         config = configuration.build(CompareConfig, how, "evaluate")
         rows = Baselines(self.task, self.data, config, out / "vectors")
         bench = Bench(self.data.name, self.data.image_size, self.data.resize, self.task.settings.clip)
