@@ -11,15 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
+from sensorium.data.media import load_image
 from sensorium.data.tastes import Liked, Taste
 from sensorium.engine.contract import Host
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.pmg import board as boards
 from sensorium.families.pmg import judges as judges_module
+from sensorium.families.pmg import judging as judging_module
 from sensorium.families.pmg.board import METRICS, NOT_BETTER, Board, stack
-from sensorium.families.pmg.judges import AESTHETIC, HEAD, INCEPTION, VGG, Missing, open_judges
+from sensorium.families.pmg.clip import Clip
+from sensorium.families.pmg.judges import AESTHETIC, HEAD, INCEPTION, VGG, Aesthetic, Judges, Missing, open_judges
 from sensorium.families.pmg.judging import FID_SAMPLES, Judging, common, unreadable
 from sensorium.families.pmg.toy import draw
+from sensorium.metrics.inception import Inception
 from sensorium.metrics.lpips import WIDTHS, Lpips
 
 SIDE = 64
@@ -46,7 +50,7 @@ def judging(samples: list[Taste], weights_dir: Path | None = None, clip: str = "
 
 
 def targets(samples: list[Taste]) -> list[list[Image.Image]]:
-    return [[Image.open(taste.target.path)] for taste in samples]
+    return [[load_image(taste.target.path)] for taste in samples]
 
 
 def test_each_metric_is_what_its_name_says(samples: list[Taste]) -> None:
@@ -60,7 +64,7 @@ def test_each_metric_is_what_its_name_says(samples: list[Taste]) -> None:
     assert (swapped["ssim_target"] < 0.99).all()
     assert (swapped["ssim_history_avg"] < 0.99).all()
     assert sets["fd_clip"] == pytest.approx(0, abs=1e-6)  # of all pictures at once: their order is nothing to it
-    both = [[Image.open(taste.target.path), Image.new("RGB", (SIDE, SIDE))] for taste in samples]
+    both = [[load_image(taste.target.path), Image.new("RGB", (SIDE, SIDE))] for taste in samples]
     mean, _ = judge.row("two pictures", both.__getitem__, Host())
     alone, _ = judge.row("black", [[pair[1]] for pair in both].__getitem__, Host())
     for name, values in mean.items():
@@ -131,6 +135,32 @@ def test_weights_must_be_those_of_their_names(
     assert judge.judges.identities()[VGG] == judges_module.SHA256[VGG]
     with pytest.raises(ConfigError, match="no such folder of weights"):
         judging(samples, tmp_path / "nothing")
+
+
+def test_fid_needs_many_samples_and_the_aesthetic_score_its_own_clip(
+    samples: list[Taste], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = Missing("not there")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Inception.of(Inception().state_dict())
+        sizes = ((0, 32, 1024), (2, 1024, 128), (4, 128, 64), (6, 64, 16), (7, 16, 1))
+        layers = {n: torch.nn.Linear(before, after) for n, before, after in sizes}
+    weights = {f"layers.{n}.{name}": value for n, one in layers.items() for name, value in one.state_dict().items()}
+    aesthetic = Aesthetic(weights, Clip.open("random:tiny"))
+    judges = Judges(none, none, network, aesthetic)
+    few = Judging(samples, range(2), judges, SIDE, "squash", "cpu")
+    assert few.skipped["fid"].startswith("needs 2,048 samples, there are 2")
+    assert "laion_aesthetic" not in few.skipped
+    monkeypatch.setattr(judging_module, "FID_SAMPLES", 2)
+    enough = Judging(samples, range(2), judges, SIDE, "squash", "cpu")
+    found, sets = enough.row("swapped", targets(samples[::-1]).__getitem__, Host())
+    assert sets == {"fid": pytest.approx(0, abs=1e-3)}  # the same pictures in another order
+    rated = torch.nn.Sequential(*layers.values()).requires_grad_(False)(
+        aesthetic.clip.pictures([targets(samples)[1][0].resize((64, 64), 3)])
+    )
+    assert found["laion_aesthetic"][0] == pytest.approx(rated.item(), abs=1e-5)
+    assert set(found) == {"ssim_target", "ssim_history_avg", "laion_aesthetic"}
 
 
 def test_rows_on_different_samples_are_impossible(samples: list[Taste]) -> None:

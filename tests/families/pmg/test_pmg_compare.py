@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,9 @@ def test_pictures_follow_from_the_learned_word(world: Path, pictures: Pictures, 
     assert said == f"{samples[0].target.caption}, in the style of <{samples[0].user}>"
     with pytest.raises(CheckpointError, match="made by another adapter"):
         pictures.redraw(tmp_path / "5" / "sample_0000")
+    other = [replace(samples[0], history=samples[0].history[:1])]
+    with pytest.raises(ConfigError, match="its pictures were made with another histories"):
+        rows.invert(other, tmp_path / "5", read_how({"steps": 2, "device": "cpu"}), Host())
 
 
 OPTIONS = {  # and where they arrive

@@ -69,7 +69,7 @@ class Baselines:
                 lesson = Lesson(how.steps, how.lr, how.batch, self.data.image_size, self.data.resize, own)
                 known = [str(lesson), bases["unet"], bases["vae"], bases["text_encoder"]]
                 known += [f"{one.caption} {file_digest(one.path)}" for one in liked]
-                path = self.vectors / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:24]}.safetensors"
+                path = self.vectors / f"{_digest(known)[:24]}.safetensors"
                 if path.is_file():
                     found[user] = _read_vector(path)
                 else:
@@ -103,6 +103,9 @@ class Baselines:
             "weights": self.task.settings.weights.model_dump(),
             "negative_prompt": negative_prompt_of(self.data.name, negative),
             "samples": [[one.user, one.target.id, one.target.caption] for one in samples],
+            "histories": _digest(
+                [[liked.caption, file_digest(liked.path)] for one in samples for liked in one.history]
+            ),
             "drawing": {
                 **how.model_dump(mode="json", exclude=private),
                 **{"steps": how.many_steps, "pixels": self.data.image_size},
@@ -111,6 +114,10 @@ class Baselines:
         }
         write_meta(out, meta)
         return Job(out, how, meta)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _missing(samples: Sequence[Taste], out: Path) -> dict[int, tuple[Taste, Preference]]:
