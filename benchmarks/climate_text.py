@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the .cdf files")
     parser.add_argument("--llm", type=Path, help="folder of a language model; else that of the package")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--encoder-steps", type=int, default=2000, help="of 64 rows, beside the small language model")
+    parser.add_argument("--encoder-steps", type=int, default=5500, help="of 64 rows, beside the small language model")
     parser.add_argument("--steps", type=int, default=700, help="of 16 rows, beside the large one")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/climate"))
