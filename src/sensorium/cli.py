@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sensorium import __version__, cli_data, cli_draw, launched
+from sensorium import __version__, cli_data, cli_draw, cli_evaluate, launched
 from sensorium.errors import printable, shown
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_data.app, name="data")
 app.command(epilog=cli_draw.EXAMPLE)(cli_draw.generate)
+app.command(epilog=cli_evaluate.EXAMPLE)(cli_evaluate.evaluate)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Settings, see docs/config.md.")
@@ -83,7 +84,7 @@ def train(
 ) -> None:
     """Train a model. Ctrl-C saves and stops; `sensorium resume RUN` continues bit for bit."""
     chosen, resolved = _configured(family, words or [], preset, config)
-    _spread(resolved)
+    cli_evaluate.spread(resolved)
     from sensorium.engine import loop  # not before: who only starts the others does not need it
 
     loop.train(chosen, resolved, run or Path("runs") / f"{family}-{resolved.preset}")
@@ -154,40 +155,8 @@ def resume(run: RunFolder, overrides: Overrides = None) -> None:
     layers = (configuration.dump(stored), configuration.parse_overrides(overrides or []))
     wanted = settings.resolve(chosen, stored.preset, *layers)
     configuration.check_resume(stored, wanted)
-    _spread(wanted)
+    cli_evaluate.spread(wanted)
     loop.train(chosen, wanted, run, resume=True)
-
-
-@app.command(epilog="Example: sensorium evaluate runs/first --split test --checkpoint best")
-def evaluate(
-    run: RunFolder,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    checkpoint: Annotated[str, typer.Option(help="best, latest, or the name of a checkpoint folder.")] = "best",
-    require_use: Annotated[
-        bool,
-        typer.Option(
-            "--require-use", "--require-climate-use", help="Exit code 1 where controls do as well (climate_text, pmg)."
-        ),
-    ] = False,
-) -> None:
-    """Evaluate a checkpoint; writes RUN/evaluation/<split>.json and the report anew."""
-    from sensorium.engine import launch, session
-    from sensorium.engine.evaluate import evaluate_run
-    from sensorium.engine.report import write_report
-    from sensorium.engine.tables import print_evaluation
-    from sensorium.errors import ConfigError, RunError
-    from sensorium.use import family_of
-
-    chosen = family_of(run)
-    if require_use and chosen.proof is None:
-        raise ConfigError(f"{run}: --require-use needs an evaluation with controls; family {chosen.name!r} has none")
-    _spread(session.read_config(chosen, run), training=False)
-    result = evaluate_run(chosen, run, split, checkpoint)
-    if launch.is_main():
-        print_evaluation(result)
-        typer.echo(f"Report: {write_report(run)}")
-        if require_use and chosen.proof is not None and not result.metrics[chosen.proof]:
-            raise RunError(f"{run}: {chosen.proof} is 0, and --require-use asks for 1: {'; '.join(result.warnings)}")
 
 
 @app.command(epilog="Example: sensorium report runs/first")
@@ -358,15 +327,6 @@ def _configured(family: str, words: list[str], preset: str | None, config: Path 
     name = preset or stated or next(iter(chosen.presets))
     layers.append(configuration.parse_overrides(words))
     return chosen, settings.resolve(chosen, name, *layers, origin=str(config or "configuration"))
-
-
-def _spread(config: RunConfig, *, training: bool = True) -> None:
-    """Leave with the exit code of the processes that did the work, where that takes several."""
-    from sensorium.engine import launch
-
-    code = launch.spread(config.train, training=training)
-    if code is not None:
-        raise typer.Exit(code)
 
 
 def main() -> None:

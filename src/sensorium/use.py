@@ -15,7 +15,7 @@ from typing import Any
 from sensorium import config as configuration
 from sensorium import exported, families, reading
 from sensorium.engine import rundir, session
-from sensorium.engine.contract import Answerer, Family, FolderSearcher, Host, Illustrator, Loaded, Searcher
+from sensorium.engine.contract import Answerer, Comparer, Family, FolderSearcher, Host, Illustrator, Loaded, Searcher
 from sensorium.engine.tracking import progress_bar
 from sensorium.errors import CheckpointError, ConfigError, DataError
 from sensorium.files import new_folder, remove
@@ -24,11 +24,12 @@ from sensorium.files import new_folder, remove
 def load(run: str | Path, checkpoint: str = "best", data: Mapping[str, Any] | None = None) -> Any:
     """The family's ``use`` object over the weights of a run or of an export: for retrieval families a searcher.
 
-    ``checkpoint``: ``best``, ``latest`` or the name of a checkpoint folder. ``data``: settings of the data section to
-    change, where something lies elsewhere by now (``{"image_encoder": "models/clip"}``). Raises CheckpointError when
-    the folder is no run and no export or is damaged, ConfigError when its family has nothing to use.
+    ``checkpoint``: ``best``, ``latest`` or the name of a checkpoint folder; ``run`` may also be that folder itself.
+    ``data``: settings of the data section to change, where something lies elsewhere by now
+    (``{"image_encoder": "models/clip"}``). Raises CheckpointError when the folder is no run and no export or is
+    damaged, ConfigError when its family has nothing to use.
     """
-    folder = Path(run)
+    folder, checkpoint = _of_run(Path(run), checkpoint)
     family = family_of(folder)
     if family.use is None:
         raise ConfigError(f"{folder}: family {family.name!r} has no use but its report")
@@ -37,6 +38,16 @@ def load(run: str | Path, checkpoint: str = "best", data: Mapping[str, Any] | No
         settings = configuration.merge(configuration.dump(loaded.config), {"data": data})
         loaded = replace(loaded, config=configuration.build(type(loaded.config), settings, "load(data=...)"))
     return family.use(loaded)
+
+
+def _of_run(folder: Path, checkpoint: str) -> tuple[Path, str]:
+    """A folder ``RUN/checkpoints/NAME`` means this checkpoint of that run."""
+    run = folder.parent.parent
+    if folder.parent.name != "checkpoints" or not (folder.is_dir() and (run / "config.yaml").is_file()):
+        return folder, checkpoint
+    if checkpoint not in ("best", folder.name):
+        raise ConfigError(f"{folder}: is a checkpoint already; leave the checkpoint {checkpoint!r} out")
+    return run, folder.name
 
 
 def searcher_within(run: Path, folder: Path) -> Searcher:
@@ -60,6 +71,14 @@ def illustrator(run: Path, checkpoint: str = "best") -> Illustrator:
     found = load(run, checkpoint)
     if not isinstance(found, Illustrator):
         raise ConfigError(f"{run}: family {family_of(run).name!r} draws no pictures")
+    return found
+
+
+def comparer(run: Path, checkpoint: str = "best") -> Comparer:
+    """The use of a run, or of an export, that compares. Raises ConfigError where its family does not."""
+    found = load(run, checkpoint)
+    if not isinstance(found, Comparer):
+        raise ConfigError(f"{run}: family {family_of(run).name!r} has no pictures to compare; leave --data out")
     return found
 
 

@@ -47,6 +47,7 @@ OTHER: dict[str, Any] = {
     "pmg.prompt_template": "{captions}?",
     "pmg.image_size": 576,
     "pmg.max_sequence_length": 500,
+    "inference.alpha": 0.5,
     "inference.preference_weights": [1.0, 2.0],
     "training.adam_beta1": 0.8,
     "training.adam_beta2": 0.99,
@@ -58,10 +59,11 @@ NEEDS: dict[str, dict[str, Any]] = {
     "dataset.history": {**_NO_FILES, "dataset.manifest": "elsewhere"},
     "training.style_dropout": {"pmg.conditioning": "target_soft_style"},
     "inference.alpha": {"inference.select": True},
+    "inference.weighting": {"inference.preference_weights": [1.0, 2.0]},
 }
 """Keys that mean nothing without others."""
-# No setting of a run or of drawing: the choice of pictures, how a run begins, judges of pictures.
-ELSEWHERE = {"model.clip", "training.resume_from", "metrics.weights_dir"}
+# No setting of a run or of drawing: how a run begins, judges of pictures.
+ELSEWHERE = {"training.resume_from", "metrics.weights_dir"}
 
 
 @pytest.fixture(scope="module")

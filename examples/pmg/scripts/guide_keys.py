@@ -40,6 +40,7 @@ KEYS: Mapping[str, tuple[str, Any]] = {
     "dataset.max_bad": ("loader.max_bad", OURS),
     "model.stable_diffusion": ("model.stable_diffusion", GONE),
     "model.llama": ("model.llm", OURS),
+    "model.clip": ("model.clip", "./checkpoints/clip-vit-base-patch32"),
     "training.num_train_epochs": ("train.epochs", 3),
     "training.gradient_accumulation_steps": ("train.micro_batches", 4),
     "training.val_batch_size": ("evaluate.batch_size", 1),
@@ -72,6 +73,16 @@ KEYS: Mapping[str, tuple[str, Any]] = {
     "inference.scheduler": (f"{GENERATE}.scheduler", OURS),
     "inference.images": (f"{GENERATE}.images", OURS),
     "inference.seed": (f"{GENERATE}.seed", OURS),
+    "inference.seed_rule": (f"{GENERATE}.seed_rule", OURS),
+    "inference.mode": (f"{GENERATE}.mode", OURS),
+    "inference.keywords": (f"{GENERATE}.keywords", OURS),
+    "inference.num_keywords": (f"{GENERATE}.num_keywords", OURS),
+    "inference.target_text": (f"{GENERATE}.target_text", OURS),
+    "inference.weighting": (f"{GENERATE}.weighting", OURS),
+    "inference.preference_weights": (f"{GENERATE}.preference_weights", OURS),
+    "inference.select": (f"{GENERATE}.select", OURS),
+    "inference.alpha": (f"{GENERATE}.alpha", OURS),
+    "inference.batch": (f"{GENERATE}.batch", OURS),
     "inference.negative_prompt": ("data.negative_prompt", OURS),
 }
 """The guide's key, the setting that it is, and the guide's value."""
@@ -87,11 +98,7 @@ PARTS: Mapping[str, tuple[Any, Any, str]] = {
     "dataset.train_json": (str | None, _path("Default PROCESSED_DIR/train.json."), "data.train_json"),
     "dataset.val_json": (str | None, _path("Likewise val.json; null: none."), "data.val_json"),
     "dataset.test_json": (str | None, _path("Likewise, if it is there; null: none."), "data.test_json"),
-    "model.clip": (
-        str,
-        Field("./checkpoints/clip-vit-base-patch32", min_length=1, description="CLIP of selection and evaluation."),
-        "",
-    ),
+    "metrics.weights_dir": (str | None, _path("Folder of the judges' downloaded weights (EVALUATION.md)."), ""),
     "training.train_batch_size": (
         int,
         Field(6, ge=1, description="Samples of each process at a time."),
@@ -120,7 +127,7 @@ PARTS: Mapping[str, tuple[Any, Any, str]] = {
 
 _NO_FILES = [name for name in ("toy", "manifest") if name in DataConfig.model_fields]  # data that are elsewhere
 _ALL = 1_000_000  # checkpoints: more than any run has
-_SECTIONS = ("dataset", "model", "training", "pmg", "inference")
+_SECTIONS = ("dataset", "model", "training", "pmg", "inference", "metrics")
 
 
 def _others() -> dict[str, tuple[str, Any]]:

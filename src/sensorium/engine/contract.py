@@ -290,6 +290,15 @@ class Illustrator(Protocol):
         """Pictures of ``target`` for a user of the run's data, into ``out``."""
 
 
+@runtime_checkable
+class Comparer(Protocol):
+    """What ``Family.use`` makes of a trained run whose pictures can be judged: all the command line needs of it."""
+
+    def compare_file(self, data: Path, out: Path, how: Mapping[str, Any], host: Host) -> Evaluation:
+        """Make what is missing in ``out`` for every sample of a file of tastes, by the run and by other ways, and judge
+        it; ``how``: the family's settings of that, those that were given."""
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A trained run opened for use, on the CPU and in evaluation mode."""

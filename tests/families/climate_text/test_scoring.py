@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from sensorium.data.fields import grammar
-from sensorium.errors import ConfigError
 from sensorium.families.climate_text import scoring
 
 LABELS = ("air temperature", "temperature at 850 hPa", "eastward wind")
@@ -51,28 +50,6 @@ def test_perplexity_is_weighted_by_tokens() -> None:
     loss, tokens = np.array([math.log(4) * 3, math.log(2) * 1]), np.array([3, 1])
     assert scoring.perplexity(loss, tokens) == pytest.approx((4**3 * 2) ** 0.25)
     assert math.isfinite(scoring.perplexity(np.array([1e6]), np.array([1])))
-
-
-def test_the_interval_knows_noise_from_a_difference() -> None:
-    draw = np.random.default_rng(0)
-    names = [str(n) for n in range(400)]
-    noise = draw.normal(0, 1, 400)
-    found = scoring.difference(noise, names)
-    assert found.low < 0 < found.high
-    assert found.mean == pytest.approx(noise.mean())
-    assert scoring.difference(noise + 0.3, names).low > 0
-    assert scoring.difference(noise, names) == found  # the same draws always
-
-
-def test_samples_of_one_block_count_as_one() -> None:
-    """Negative twin: taken for independent, they make a chance difference look sure."""
-    draw = np.random.default_rng(1)
-    values = np.repeat(draw.normal(0, 1, 10), 100)
-    apart = scoring.difference(values, [str(n) for n in range(1000)])
-    together = scoring.difference(values, [str(n // 100) for n in range(1000)])
-    assert together.high - together.low > 5 * (apart.high - apart.low)
-    with pytest.raises(ConfigError, match="nothing to compare"):
-        scoring.difference(np.array([]), [])
 
 
 def test_the_majority_of_each_kind() -> None:

@@ -226,6 +226,15 @@ def test_generate_says_what_it_cannot_do(
         assert "--device cuda: this machine has 0 GPUs" in said("--user", "user 0", "--target", "x", "--device", "cuda")
 
 
+def test_a_checkpoint_of_a_run_is_its_own_folder(run: Path) -> None:
+    last = max((run / "checkpoints").glob("step_*"))
+    assert sensorium.load(last).digest == sensorium.load(run, last.name).digest
+    with pytest.raises(ConfigError, match="is a checkpoint already"):
+        sensorium.load(last, "latest")
+    with pytest.raises(CheckpointError):
+        sensorium.load(run / "checkpoints" / "step_99999999")
+
+
 def test_a_family_that_does_not_draw_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(use.illustrator(run), Pictures)
     monkeypatch.setattr(use, "load", lambda *_: object())

@@ -29,8 +29,8 @@ from sensorium.families.climate_text.llm import open_tokenizer
 from sensorium.families.climate_text.model import Decoding
 from sensorium.families.climate_text.prompts import Texts
 from sensorium.families.climate_text.ranking import likeliest
-from sensorium.families.climate_text.scoring import Difference
 from sensorium.families.climate_text.task import ClimateTextTask, sections
+from sensorium.metrics.bootstrap import Difference, difference
 
 NOT_USED = "CLIMATE NOT USED"
 _ROWS = {"own": "its own field", "shuffled": "the field of another sample", "absent": "no field"}
@@ -204,12 +204,12 @@ def _compared(
         blocks = [_block(entries[row], row) for row, one in zip(judged.rows, judged.right["own"], strict=True) if one]
         for name, words in (*_ROWS.items(), ("usual", _USUAL)):
             if name != "own" and name in judged.right:
-                found[f"facts, over {words}"] = scoring.difference(100 * (own - judged.by_entry(name)), blocks)
+                found[f"facts, over {words}"] = difference(100 * (own - judged.by_entry(name)), blocks)
     blocks = [_block(entry, row) for row, entry in enumerate(entries)]
     own_N = arms["own"][0] / arms["own"][1]
     for name, (loss_N, tokens_N) in arms.items():
         if name != "own":
-            found[f"loss, below {_ROWS[name]}"] = scoring.difference(loss_N / tokens_N - own_N, blocks)
+            found[f"loss, below {_ROWS[name]}"] = difference(loss_N / tokens_N - own_N, blocks)
     return found
 
 

@@ -14,10 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensorium.data.fields import grammar
-from sensorium.errors import ConfigError
 
 CLOSE = 0.1  # a number is right within this share of the true one
-DRAWS = 2000  # of the bootstrap
 _NEVER_SHARED = "rouge-score and sacrebleu are not installed; pip install 'sensorium[text-metrics]'"
 
 
@@ -40,31 +38,6 @@ def _equal(true: Any, said: Any) -> bool:
 def perplexity(loss_N: NDArray[np.floating[Any]], tokens_N: NDArray[np.integer[Any]]) -> float:
     """exp of the mean loss of a target token; ``loss_N``: sums over the ``tokens_N`` of each sample."""
     return float(math.exp(min(700.0, float(loss_N.sum()) / float(tokens_N.sum()))))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean of paired differences, and the ends of its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def difference(values_N: NDArray[np.floating[Any]], blocks: Sequence[str], seed: int = 0) -> Difference:
-    """Bootstrap over ``blocks`` (samples of one block are drawn together, as they are not independent).
-
-    (Efron & Tibshirani 1993, percentile interval.) Raises ConfigError for no values.
-    """
-    if not len(values_N):
-        raise ConfigError("there is nothing to compare")
-    names, number_N = np.unique(np.asarray(blocks, dtype=object).astype(str), return_inverse=True)
-    sums = np.bincount(number_N, weights=values_N, minlength=len(names))
-    counts = np.bincount(number_N, minlength=len(names)).astype(float)
-    drawn = np.random.default_rng(seed).integers(len(names), size=(DRAWS, len(names)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975)).tolist()
-    return Difference(float(np.mean(values_N)), low, high)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,12 @@ class ModelConfig(Section):
         min_length=1,
         description="Stable Diffusion 1.x or 2.x: a hub name, a local folder of diffusers, or `random:tiny`.",
     )
+    clip: str = Field(
+        "openai/clip-vit-base-patch32",
+        min_length=1,
+        description="CLIP that chooses among pictures, opened only where it is needed: a hub name, a local folder, or "
+        "`random:tiny`.",
+    )
     num_image_prompt: int = Field(2, ge=0, le=32, description="Soft tokens that become part of the conditioning.")
     num_prefix_prompt: int = Field(2, ge=0, le=128, description="Prefix tokens before the prompt, in every layer.")
     max_sequence_length: int = Field(

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sensorium.engine.contract import Batch, Evaluation, Source, Table
-from sensorium.engine.seeds import generator
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import DataError
 from sensorium.families.pmg.conditioning import Told
 from sensorium.families.pmg.data import EvalSource
 from sensorium.families.pmg.gallery import grid_gallery
 from sensorium.families.pmg.task import PMGTask
+from sensorium.metrics.bootstrap import difference
 
 OWN, CAPTION, OTHER = "own", "caption-only", "other-user"
 NAMES = {OWN: "the user's soft tokens", CAPTION: "the caption alone", OTHER: "another user's soft tokens"}
 NOT_PERSONAL = "NOT PERSONAL"
-_RESAMPLES = 1000
 
 
 class PMGEvaluator:
@@ -87,19 +85,13 @@ def _plain(task: PMGTask, batch: Batch) -> Tensor:
 
 def compared(collected: Mapping[str, Tensor], users: list[str]) -> dict[str, tuple[float, float, float]]:
     """How far the own error lies below each control, mean and 95 % interval by a bootstrap over users, percent."""
-    names = sorted(set(users))
-    rows = [np.array([place for place, user in enumerate(users) if user == name]) for name in names]
-    draws = generator(0, "bootstrap").integers(len(names), size=(_RESAMPLES, len(names)))
     found = {}
     for control in (CAPTION, OTHER):
         if control not in collected:
             continue
         gain_N = (collected[control] - collected[OWN]).double().numpy()
-        scale = 100 / float(collected[control].double().mean())
-        by_user = np.array([[gain_N[some].sum(), len(some)] for some in rows])
-        sums = by_user[draws].sum(1)
-        low, high = np.quantile(scale * sums[:, 0] / sums[:, 1], (0.025, 0.975))
-        found[control] = (scale * float(gain_N.mean()), float(low), float(high))
+        gain = difference(100 / float(collected[control].double().mean()) * gain_N, users)
+        found[control] = (gain.mean, gain.low, gain.high)
     return found
 
 

@@ -14,7 +14,7 @@ from sensorium.data.feature_store import MEMO
 from sensorium.data.features import default_root
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.pmg.config import GONE, MOVED, RANDOM, ModelConfig
-from sensorium.families.pmg.tiny import DIFFUSION, LLM, tiny_folder
+from sensorium.families.pmg.tiny import CLIP, DIFFUSION, LLM, tiny_folder
 from sensorium.parts.encoders_base import config_digest, read_config
 from sensorium.parts.encoders_hub import model_folder
 
@@ -34,6 +34,14 @@ def llm_folder(model: ModelConfig, *, weights: bool = True) -> Path:
         return tiny_folder(LLM)
     advice = _ADVICE.format(name=model.llm, key="llm")
     return model_folder(model.llm, "language model", _ALLOWED.format(name=model.llm), advice, weights=weights)
+
+
+def clip_folder(name: str) -> Path:
+    """The folder of a CLIP. Raises ConfigError, quickly."""
+    if name == RANDOM:
+        return tiny_folder(CLIP)
+    allowed = "a local folder with a CLIPModel, a hub name such as openai/clip-vit-base-patch32, and random:tiny"
+    return model_folder(name, "CLIP", allowed, "Download it elsewhere and give the local folder (model.clip, --clip)")
 
 
 def diffusion_folder(model: ModelConfig, say: Callable[[str], None] | None = None) -> Path:
@@ -82,12 +90,16 @@ def part_digest(folder: Path) -> str:
     files = next((found for one in _WEIGHTS if (found := sorted(folder.glob(one)))), [])
     if not files:
         raise ConfigError(f"{folder}: holds no weights ({', '.join(_WEIGHTS)}); give the folder of a complete model")
+    text = "\n".join([config_digest(read_config(folder)), *(file_digest(path) for path in files)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, remembered. Raises ConfigError where it cannot be read."""
     try:
-        keys = ContentKeys(default_root() / MEMO).keys(files)
+        return ContentKeys(default_root() / MEMO).key(path)
     except DataError as error:
         raise ConfigError(str(error)) from error
-    text = "\n".join([config_digest(read_config(folder)), *keys])
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def base_digests(model: ModelConfig) -> dict[str, str]:

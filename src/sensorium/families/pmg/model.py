@@ -110,6 +110,25 @@ class PMGAdapter(nn.Module):
 
         return read_adapter(Path(folder))
 
+    @classmethod
+    def from_upstream(
+        cls,
+        file: str | Path,
+        model: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+        precision: str = "bf16",
+    ) -> PMGAdapter:
+        """The adapter of a published ``.pth`` file, of which nothing but tensors is read.
+
+        ``model`` and ``data``: settings of those sections that say what it was trained with, ``{"llm": …,
+        "stable_diffusion": …, "conditioning": "soft_only"}``; numbers of tokens are the file's. ``precision``: of the
+        base models, which are opened, so that ``save_pretrained`` can say which they are. Raises CheckpointError and
+        ConfigError.
+        """
+        from sensorium.families.pmg.upstream import read_upstream
+
+        return read_upstream(Path(file), model or {}, data or {}, precision)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``model.safetensors``, ``config.json`` and ``README.md`` into a new folder. Raises CheckpointError for
         an adapter that was never trained: nobody could say for which base models it is."""

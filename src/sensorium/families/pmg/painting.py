@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sensorium.engine.contract import Host
 from sensorium.errors import CheckpointError
 from sensorium.families.pmg.conditioning import Told, compose, lengths_of
 from sensorium.families.pmg.config import DrawMode
@@ -29,28 +30,31 @@ CAPTION_ONLY: DrawMode = "caption_only"  # what Stable Diffusion does by itself
 @dataclass(frozen=True)
 class Wish:
     """One picture to be made. ``captions``: of the user's history; ``mode``: a mode of conditioning, or
-    ``caption_only``."""
+    ``caption_only``; ``scale``: what the style is multiplied by, None: as the model's ``weights.preference`` says."""
 
     captions: tuple[str, ...]
     target: str
     style: str
     seed: int
     mode: DrawMode
+    scale: float | None = None
 
 
 @torch.no_grad()
 def soft_tokens(
-    task: PMGTask, prompts: Prompts, histories: Sequence[tuple[str, ...]], batch: int
+    task: PMGTask, prompts: Prompts, histories: Sequence[tuple[str, ...]], batch: int, host: Host | None = None
 ) -> dict[tuple[str, ...], Tensor]:
-    """Soft tokens ``[N, d]`` float32 on the CPU, once for each different history."""
+    """Soft tokens ``[N, d]`` float32 on the CPU, once for each different history. ``host``: shows how far it is."""
     different = list(dict.fromkeys(histories))
     device = next(task.llm.parameters()).device
     found: dict[tuple[str, ...], Tensor] = {}
-    for start in range(0, len(different), batch):
-        some = different[start : start + batch]
-        ids, mask = padded([prompts.encode(one)[0] for one in some], prompts.padding)
-        soft = task.soft(ids.to(device), mask.to(device)).cpu()
-        found |= dict(zip(some, soft, strict=True))
+    with (host or Host()).progress("read histories", len(different)) as advance:
+        for start in range(0, len(different), batch):
+            some = different[start : start + batch]
+            ids, mask = padded([prompts.encode(one)[0] for one in some], prompts.padding)
+            soft = task.soft(ids.to(device), mask.to(device)).cpu()
+            found |= dict(zip(some, soft, strict=True))
+            advance(start + len(some), len(different))
     return found
 
 
@@ -90,12 +94,17 @@ class Painter:
             return torch.stack([self.text(one, tokens) for one in words]) if tokens else None
 
         found = torch.stack([soft[wish.captions] for wish in wishes]).to(self.device) if parts.soft else None
-        return compose(
-            settings.weights,
-            texts([wish.target for wish in wishes], parts.target),
-            found,
-            texts([wish.style for wish in wishes], parts.style),
-        )
+        style = texts([wish.style for wish in wishes], parts.style)
+        if style is not None:
+            own = settings.weights.preference
+            scales = [own if wish.scale is None else wish.scale for wish in wishes]
+            style = style * torch.tensor(scales, device=style.device)[:, None, None]
+        weights = settings.weights.model_copy(update={"preference": 1.0})  # a row each, as just done
+        return compose(weights, texts([wish.target for wish in wishes], parts.target), found, style)
+
+    def remember(self, text: str, length: int, states: Tensor) -> None:
+        """Take ``[length, d]`` for the states of a text that holds more than words."""
+        self._texts[text, length] = states.to(self.device)
 
     def text(self, text: str, length: int) -> Tensor:
         """States of a text, ``[length, d]``, remembered."""

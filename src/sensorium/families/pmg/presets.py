@@ -39,7 +39,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Seconds: what the tests of every family run. Random models and a made-up world.
     "tiny": {
         **_COMMON,
-        "model": {"llm": "random:tiny", "stable_diffusion": "random:tiny"},
+        "model": {"llm": "random:tiny", "stable_diffusion": "random:tiny", "clip": "random:tiny"},
         "data": {"toy": {}, "image_size": 64, "grid_users": 2, "grid_steps": 2},
         "train": {"epochs": 2, "batch_size": 8},
         "optim": {"lr": 2e-2},

@@ -35,11 +35,12 @@ def negative_prompt_of(dataset: str, given: str | None) -> str:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Histories as tokens. ``longest``: tokens of a prompt at most."""
+    """Histories as tokens. ``longest``: tokens of a prompt at most; ``between``: what parts the numbered captions."""
 
     tokenizer: PreTrainedTokenizerBase
     template: str
     longest: int
+    between: str = " "
 
     def encode(self, captions: Sequence[str]) -> tuple[list[int], bool]:
         """Tokens of the prompt, beginning of text included, and whether captions were cut, evenly, to fit.
@@ -67,7 +68,7 @@ class Prompts:
         return best, True
 
     def _ids(self, captions: Sequence[str]) -> list[int]:
-        numbered = " ".join(f"{number}. {caption}" for number, caption in enumerate(captions, start=1))
+        numbered = self.between.join(f"{number}. {caption}" for number, caption in enumerate(captions, start=1))
         found: list[int] = self.tokenizer(self.template.replace(CAPTIONS, numbered), add_special_tokens=False)[
             "input_ids"
         ]

@@ -6,6 +6,7 @@ Legend: B pictures, C channels, h and w sides of the latents.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from sensorium.engine.seeds import derive
+from sensorium.errors import ConfigError
 from sensorium.families.pmg.conditioning import Told, guided
 from sensorium.families.pmg.diffusion import DiffusionShape, SchedulerName, open_scheduler, silent
 
@@ -32,6 +34,18 @@ class Sampling:
     steps: int = 50
     guidance: float = 6.0
     scheduler: SchedulerName = "ddim"
+
+
+def device_of(name: str) -> str:
+    """Where to compute, of ``auto``, ``cpu``, ``cuda`` or ``cuda:1``. Raises ConfigError for one that is not there."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"--device {name}: allowed are auto, cpu, cuda and cuda:N")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    number = int(name.partition(":")[2] or 0)
+    if name != "cpu" and number >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; take cpu or auto")
+    return name
 
 
 def picture_seed(seed: int, user: str, target: str, number: int, *, shared: bool = False) -> int:

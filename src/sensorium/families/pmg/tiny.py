@@ -3,6 +3,7 @@
 ```
 pmg-tiny-N/
     llm/                 a Llama of two layers with four heads on two key/value heads, and its tokenizer
+    clip/                a CLIP of two layers on each side, its tokenizer and image processor
     stable_diffusion/    unet  vae  text_encoder  tokenizer  scheduler  model_index.json
 ```
 They know nothing. The UNet's cross attention is strong and its answer loud, so that there is something to be learned:
@@ -15,7 +16,7 @@ import json
 import string
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,9 +26,12 @@ from sensorium.families.pmg.diffusion import silent
 from sensorium.files import make_folder, new_folder, write_by_library, write_json
 from sensorium.parts.encoders_base import quiet
 
-LLM, DIFFUSION = "llm", "stable_diffusion"
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LLM, DIFFUSION, CLIP = "llm", "stable_diffusion", "clip"
 LLM_TOKENS, TEXT_TOKENS = 400, 24  # vocabulary of the language model; length of the text encoder
-_FORMAT = 1  # of the folders: a change makes older ones unused
+_FORMAT = 2  # of the folders: a change makes older ones unused
 _WIDTH, _STRENGTH, _LOUDNESS = 32, 12.0, 6.0
 _WORDS = (
     "A person liked the following images: 1. a red circle 2. a blue square 3. a green triangle. Describe this person's "
@@ -42,14 +46,14 @@ _SCHEDULE: Mapping[str, Any] = {  # Stable Diffusion's
 
 
 def tiny_folder(part: str) -> Path:
-    """``llm`` or ``stable_diffusion``, written first where it is not there yet: a second."""
+    """``llm``, ``stable_diffusion`` or ``clip``, written first where it is not there yet: a second."""
     root = cache_folder(f"pmg-tiny-{_FORMAT}")
     if not (root / part).is_dir():
         make_folder(root)
         try:
             with new_folder(root / part) as folder, torch.random.fork_rng(devices=[]), quiet():
                 torch.manual_seed(0)
-                write_llm(folder) if part == LLM else write_diffusion(folder)
+                {LLM: write_llm, DIFFUSION: write_diffusion, CLIP: write_clip}[part](folder)
         except DataError:  # another program may have made it at the same time
             if not (root / part).is_dir():
                 raise
@@ -80,6 +84,7 @@ def write_llm(folder: Path) -> None:
         num_key_value_heads=2,
         max_position_embeddings=2048,
         initializer_range=0.2,
+        tie_word_embeddings=True,  # so that it can also answer
         bos_token_id=0,
         eos_token_id=1,
     )
@@ -135,9 +140,45 @@ def write_diffusion(folder: Path, *, width: int = _WIDTH, prediction: str = "eps
 _TEXT_PARTS = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
 
 
+def write_clip(folder: Path) -> None:
+    """Weights follow from torch's generator."""
+    from transformers import CLIPConfig, CLIPModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    tokenizer, words = _text_tokenizer()
+    sizes = {"hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = CLIPConfig(
+        text_config={**sizes, **words, "max_position_embeddings": TEXT_TOKENS},
+        vision_config={**sizes, "image_size": 32, "patch_size": 8},
+        projection_dim=_WIDTH,
+        initializer_factor=4.0,  # the usual 1 would make all pictures alike
+    )
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    for part in (tokenizer, processor, CLIPModel(config)):
+        write_by_library(folder, part.save_pretrained)
+
+
 def _write_text_encoder(folder: Path, width: int) -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tokenizer, words = _text_tokenizer()
+    config = CLIPTextConfig(
+        **words,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_TOKENS,
+        initializer_factor=2.0,
+    )
+    write_by_library(folder / "tokenizer", tokenizer.save_pretrained)
+    write_by_library(folder / "text_encoder", CLIPTextModel(config).save_pretrained)
+
+
+def _text_tokenizer() -> tuple[PreTrainedTokenizerBase, dict[str, int]]:
+    """A tokenizer of CLIP, and what a text encoder's configuration says of it."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
     special, suffix = ("<|startoftext|>", "<|endoftext|>"), "</w>"
     words = Tokenizer(models.BPE(end_of_word_suffix=suffix))
@@ -151,17 +192,7 @@ def _write_text_encoder(folder: Path, width: int) -> None:
     tokenizer = CLIPTokenizer(
         vocab=vocabulary, merges=[tuple(pair) for pair in learned["merges"]], model_max_length=TEXT_TOKENS
     )
-    config = CLIPTextConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=TEXT_TOKENS,
-        initializer_factor=2.0,
-        bos_token_id=vocabulary[special[0]],
-        eos_token_id=vocabulary[special[1]],
-        pad_token_id=vocabulary[special[1]],
-    )
-    write_by_library(folder / "tokenizer", tokenizer.save_pretrained)
-    write_by_library(folder / "text_encoder", CLIPTextModel(config).save_pretrained)
+    begin, end = (vocabulary[one] for one in special)
+    return tokenizer, {
+        "vocab_size": len(vocabulary), "bos_token_id": begin, "eos_token_id": end, "pad_token_id": end
+    }  # fmt: skip
