@@ -290,6 +290,8 @@ def warm_start(config: RunConfig) -> checkpoint.Content | None:
         return None
     path = Path(config.train.warm_start).expanduser()
     if path.is_dir() and not portable_folder.is_one(path):
+        if there := checkpoint.named(path):  # a run, whose best checkpoint may be another one tomorrow
+            raise CheckpointError(f"{path}: is a run; train.warm_start takes one checkpoint of it, such as {there[-1]}")
         return checkpoint.load(path.resolve(), config.family)
     found = portable_folder.read_any(path)
     if found.head.family != config.family:
