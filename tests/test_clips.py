@@ -88,7 +88,7 @@ def test_clips_come_once_and_are_read(root: Path, youtube: Youtube) -> None:
     tally = clips.fetch(root, Wishes(), youtube.watch)
     assert (tally.asked, tally.there, tally.fetched, tally.gone, tally.failed) == (9, 1, 8, 0, 0)
     assert youtube.said == [tally.line]
-    assert tally.line.startswith("audiocaps: of 9 clips 1 were there, 8 came, 0 are gone for ever")
+    assert tally.line.startswith("audiocaps clips: of 9 1 were there, 8 came, 0 are gone for ever")
     assert soundfile.info(root / "clips" / "-1abcdefghi_30.wav").duration == 10
     assert sorted(path.name for path in root.iterdir()) == ["clips", "mine", "test.csv", "train.csv", "val.csv"]
     assert len(readers.read("audiocaps", root).items) == 25

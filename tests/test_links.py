@@ -10,7 +10,7 @@ import pytest
 from http_server import Fault, Page, Server, serve
 
 from sensorium.data import links
-from sensorium.data.transfer import Patience
+from sensorium.data.transfer import Patience, Tally
 from sensorium.errors import DataError
 
 QUICK = Patience(attempts=2, pause=0.0, timeout=5.0)
@@ -25,7 +25,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield state
 
 
-def fetched(server: Server, folder: Path, *names: str) -> tuple[links.Tally, list[tuple[int, int]]]:
+def fetched(server: Server, folder: Path, *names: str) -> tuple[Tally, list[tuple[int, int]]]:
     moved: list[tuple[int, int]] = []
     found = {name: f"{server.url}/{name}.jpg" for name in names}
     return links.fetch_pictures(found, folder, lambda done, total: moved.append((done, total)), QUICK), moved

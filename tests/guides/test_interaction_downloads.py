@@ -268,10 +268,10 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_sound_of_audiocaps_on_request(server: Server, script: Script, tools: None) -> None:
     said = script("--datasets", "audiocaps", "--audio", "--limit", "1")
     assert (said.code, said.err) == (0, ""), said
-    assert "audiocaps: of 3 clips 0 were there, 3 came, 0 are gone for ever" in said.out
+    assert "audiocaps clips: of 3 0 were there, 3 came, 0 are gone for ever" in said.out
     said = script("--datasets", "audiocaps", "--audio")
     assert said.code == 3
-    assert "audiocaps: of 9 clips 3 were there, 5 came, 1 are gone for ever" in said.out
+    assert "audiocaps clips: of 9 3 were there, 5 came, 1 are gone for ever" in said.out
     assert "left to do: audiocaps: 8 of 9 clips are there; clips-gone.tsv says which are gone for ever" in said.out
     notes = readers.read("audiocaps", Path("data/audiocaps")).notes
     assert "AudioCaps: test: 1 of 2 clips are there, 1 are missing (first: 9abcdefghij_30)" in notes

@@ -30,7 +30,7 @@ import soundfile
 from sensorium.data.files import read_text
 from sensorium.data.items import SPLITS, Split
 from sensorium.data.readers.audiocaps import Caption, read_lists, sound_of, sounds_below
-from sensorium.data.transfer import Watch
+from sensorium.data.transfer import Tally, Watch
 from sensorium.errors import DataError, printable
 from sensorium.files import make_folder, open_file, remove, rename, require_space, sync, told, write_file
 
@@ -57,26 +57,6 @@ class Wishes:
     limit: int | None = None
     cookies: Path | None = None
     seconds: float = 180.0
-
-
-@dataclass
-class Tally:
-    """What became of the clips that were asked for."""
-
-    asked: int = 0
-    there: int = 0
-    fetched: int = 0
-    gone: int = 0
-    failed: int = 0
-    reason: str = ""  # of the last failure
-
-    @property
-    def line(self) -> str:
-        said = f"; last: {self.reason}" if self.reason else ""
-        return (
-            f"audiocaps: of {self.asked:,} clips {self.there:,} were there, {self.fetched:,} came, {self.gone:,} are "
-            f"gone for ever ({GONE}), {self.failed:,} failed{said}"
-        )
 
 
 def wanted(root: Path, limit: int | None) -> list[Caption]:
@@ -117,7 +97,7 @@ def fetch(root: Path, wishes: Wishes, watch: Watch) -> Tally:
     make_folder(root / FOLDER)
     sounds = sounds_below(root)
     missing = [row for row in rows if sound_of(row, sounds) is None]
-    tally = Tally(asked=len(rows), there=len(rows) - len(missing))
+    tally = Tally("audiocaps clips", GONE, asked=len(rows), there=len(rows) - len(missing))
     todo = [row for row in missing if row.clip not in gone]
     tally.gone = len(rows) - tally.there - len(todo)
     require_space(root, len(todo) * _BYTES, f"the sound of {len(todo):,} clips")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -20,7 +19,7 @@ from sensorium.data.catalog import Remote
 from sensorium.data.files import read_text
 from sensorium.data.history_build import SUFFIXES, pictures_in
 from sensorium.data.media import load_image
-from sensorium.data.transfer import Patience, Watch, fetch, state_file
+from sensorium.data.transfer import Patience, Tally, Watch, fetch, state_file
 from sensorium.errors import DataError, printable
 from sensorium.files import make_folder, open_file, remove, rename, sync, told, write_file
 
@@ -29,26 +28,6 @@ _AT_ONCE = 8
 _GIVEN_UP = 40  # failures in a row that are not the pictures' own: this machine is refused, or without a network
 _FOR_EVER = re.compile(r"the server answers (401|403|404|410)\b|no picture")
 _NO_NAME = re.compile(r"[/\\\0]")
-
-
-@dataclass
-class Tally:
-    """What became of the pictures that were asked for."""
-
-    asked: int = 0
-    there: int = 0
-    fetched: int = 0
-    gone: int = 0
-    failed: int = 0
-    reason: str = ""  # of the last failure
-
-    @property
-    def line(self) -> str:
-        said = f"; last: {self.reason}" if self.reason else ""
-        return (
-            f"pictures: of {self.asked:,} {self.there:,} were there, {self.fetched:,} came, {self.gone:,} are gone for "
-            f"ever ({GONE}), {self.failed:,} failed{said}"
-        )
 
 
 def fetch_pictures(
@@ -65,7 +44,7 @@ def fetch_pictures(
     make_folder(folder / _PASSING)
     there, gone = pictures_in(folder), _gone(folder / GONE)
     todo = {name: link for name, link in links.items() if name not in there and name not in gone}
-    tally = Tally(asked=len(links), there=sum(name in there for name in links))
+    tally = Tally("pictures", GONE, asked=len(links), there=sum(name in there for name in links))
     tally.gone = tally.asked - tally.there - len(todo)
     patient = patience or Patience(attempts=3, timeout=15.0)
     in_a_row = 0

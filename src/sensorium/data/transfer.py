@@ -49,6 +49,29 @@ class Watch:
     move: Callable[[str, int, int | None], None]
 
 
+@dataclass
+class Tally:
+    """What became of many that were asked for, of which some may be gone for ever. ``what`` they are; ``record``: the
+    file that names those that are gone."""
+
+    what: str
+    record: str
+    asked: int = 0
+    there: int = 0
+    fetched: int = 0
+    gone: int = 0
+    failed: int = 0
+    reason: str = ""  # of the last failure
+
+    @property
+    def line(self) -> str:
+        said = f"; last: {self.reason}" if self.reason else ""
+        return (
+            f"{self.what}: of {self.asked:,} {self.there:,} were there, {self.fetched:,} came, {self.gone:,} are gone "
+            f"for ever ({self.record}), {self.failed:,} failed{said}"
+        )
+
+
 @dataclass(frozen=True)
 class Digest:
     """What the bytes of a file are."""
