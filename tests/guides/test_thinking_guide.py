@@ -248,10 +248,8 @@ def test_failing_to_begin_keeps_the_earlier_run(here: Path, script: Script) -> N
 
 def test_the_demo_learns_without_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    begun = time.monotonic()
     answer = typed("--demo", "--epochs", "1", "--set", "train.device=cpu", name=SOTA8GB)
     assert answer.code == 0, answer.err
-    assert time.monotonic() - begun < 60
     found = [re.fullmatch(r"R@1 (\w+) -> (\w+): ([\d.]+) \(chance ([\d.]+)\)", line) for line in answer.lines[-6:]]
     assert len({match.groups()[:2] for match in found if match}) == 6
     assert all(float(match[3]) > 2 * float(match[4]) for match in found if match)
