@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from script_runs import exit_code, modules_of
 
 from sensorium.families.pmg.config import ToyConfig
-from sensorium.families.pmg.tiny import DIFFUSION, LLM, tiny_folder
+from sensorium.families.pmg.model import PMGAdapter
+from sensorium.families.pmg.tiny import CLIP, DIFFUSION, LLM, tiny_folder
 from sensorium.families.pmg.toy import write_toy
 from sensorium.files import make_folder
 
@@ -50,6 +53,28 @@ def make(folder: Path) -> None:
         assert text.count(found) == 1, found
         text = text.replace(found, wanted)
     (folder / "configs" / "my_experiment.yaml").write_text(text)
+
+
+def make_trained(folder: Path, samples: slice) -> None:
+    """The same with an adapter where training leaves it, the guide's own configuration for these models with a CLIP,
+    and some samples of the test file."""
+    make(folder)
+    text = (folder / "configs" / "my_experiment.yaml").read_text()
+    text = text.replace("./checkpoints/clip-vit-base-patch32", str(tiny_folder(CLIP)))
+    (folder / "configs" / "flickr_train.yaml").write_text(text)
+    test = folder / "datasets" / "FLICKR" / "processed_dataset" / "test.json"
+    test.write_text(json.dumps(json.loads(test.read_text())[samples]))
+    drawn = torch.Generator().manual_seed(0)
+    published = {
+        "trainable_prompt": torch.randn(1, 2, 32, generator=drawn),
+        "prefix_encoder.embedding.weight": torch.randn(2, 64, generator=drawn),
+        "mapping_layer.weight": torch.randn(32, 32, generator=drawn),
+        "mapping_layer.bias": torch.zeros(32),
+    }
+    torch.save(published, folder.parent / "soft.pth")
+    bases = {name: str(folder / "models" / name) for name in ("llm", "stable_diffusion")} | {"clip": "random:tiny"}
+    adapter = PMGAdapter.from_upstream(folder.parent / "soft.pth", bases, {"image_size": 64}, "fp32")
+    adapter.save_pretrained(folder / "outputs" / "flickr" / "final_model")
 
 
 def modules(folder: Path = FOLDER) -> AbstractContextManager[Callable[[str], ModuleType]]:

@@ -13,14 +13,11 @@ from typing import Any
 
 import pmg_scripts
 import pytest
-import torch
 from script_runs import Script, answering, exit_code, modules_of
 
 from sensorium import cli
 from sensorium.families.pmg.board import METRICS
 from sensorium.families.pmg.comparing import MODES, CompareConfig
-from sensorium.families.pmg.model import PMGAdapter
-from sensorium.families.pmg.tiny import CLIP, tiny_folder
 
 GUIDE = pmg_scripts.FOLDER / "EVALUATION.md"
 CONFIG = ("--config", "configs/flickr_train.yaml")
@@ -47,23 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         root = tmp_path_factory.mktemp("evaluation")
         patch.setenv("SENSORIUM_CACHE", str(root / "cache"))
         found = root / "pmg"
-        pmg_scripts.make(found)
-        mine = found / "configs" / "my_experiment.yaml"
-        text = mine.read_text().replace("./checkpoints/clip-vit-base-patch32", str(tiny_folder(CLIP)))
-        (found / "configs" / "flickr_train.yaml").write_text(text)
-        samples = found / "datasets" / "FLICKR" / "processed_dataset" / "test.json"
-        samples.write_text(json.dumps(json.loads(samples.read_text())[1:3]))
-        drawn = torch.Generator().manual_seed(0)
-        published = {
-            "trainable_prompt": torch.randn(1, 2, 32, generator=drawn),
-            "prefix_encoder.embedding.weight": torch.randn(2, 64, generator=drawn),
-            "mapping_layer.weight": torch.randn(32, 32, generator=drawn),
-            "mapping_layer.bias": torch.zeros(32),
-        }
-        torch.save(published, root / "soft.pth")
-        bases = {name: str(found / "models" / name) for name in ("llm", "stable_diffusion")} | {"clip": "random:tiny"}
-        adapter = PMGAdapter.from_upstream(root / "soft.pth", bases, {"image_size": 64}, "fp32")
-        adapter.save_pretrained(found / "outputs" / "flickr" / "final_model")
+        pmg_scripts.make_trained(found, slice(1, 3))
         yield found
 
 

@@ -15,9 +15,6 @@ import pytest
 import torch
 from script_runs import Script, answering, exit_code, modules_of
 
-from sensorium.families.pmg.model import PMGAdapter
-from sensorium.families.pmg.tiny import CLIP, tiny_folder
-
 GUIDE = pmg_scripts.FOLDER / "INFERENCE.md"
 QUICK = ("inference.steps=2", "--device", "cpu")
 CONFIG = ("--config", "configs/flickr_train.yaml")
@@ -36,25 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         root = tmp_path_factory.mktemp("inference")
         patch.setenv("SENSORIUM_CACHE", str(root / "cache"))
         found = root / "pmg"
-        pmg_scripts.make(found)
-        mine = found / "configs" / "my_experiment.yaml"
-        text = mine.read_text().replace("./checkpoints/clip-vit-base-patch32", str(tiny_folder(CLIP)))
-        (found / "configs" / "flickr_train.yaml").write_text(text)
-        samples = found / "datasets" / "FLICKR" / "processed_dataset" / "test.json"
-        samples.write_text(json.dumps(json.loads(samples.read_text())[:2]))
-        drawn = torch.Generator().manual_seed(0)
-        torch.save(
-            {
-                "trainable_prompt": torch.randn(1, 2, 32, generator=drawn),
-                "prefix_encoder.embedding.weight": torch.randn(2, 64, generator=drawn),
-                "mapping_layer.weight": torch.randn(32, 32, generator=drawn),
-                "mapping_layer.bias": torch.zeros(32),
-            },
-            root / "soft.pth",
-        )
-        bases = {name: str(found / "models" / name) for name in ("llm", "stable_diffusion")}
-        adapter = PMGAdapter.from_upstream(root / "soft.pth", bases, {"image_size": 64}, "fp32")
-        adapter.save_pretrained(found / "outputs" / "flickr" / "final_model")
+        pmg_scripts.make_trained(found, slice(2))
         yield found
 
 

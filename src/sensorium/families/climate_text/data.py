@@ -211,10 +211,8 @@ class Inputs:
         field_TCHW = _taken(found.field, rows, names, self.scalers.field)
         if self.data.time_policy == "repeat":
             field_TCHW = field_TCHW.expand(2, -1, -1, -1)
-        static, climatology = found.static, found.climatology
-        H, W = field_TCHW.shape[-2:]
-        X, C = len(static_names), len(names)
-        time = found.times[-1] if len(found.times) else None
+        static, climatology, time = found.static, found.climatology, found.times[-1] if len(found.times) else None
+        H, W, X, C = *field_TCHW.shape[-2:], len(static_names), len(names)
         return {
             "field": field_TCHW.contiguous(),
             "static": torch.zeros(X, H, W)
