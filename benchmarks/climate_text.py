@@ -164,18 +164,18 @@ def main() -> None:
     parser.add_argument("--encoder-steps", type=int, default=5500, help="of 64 rows, beside the small language model")
     parser.add_argument("--kind-steps", type=int, default=260, help="of 16 rows of one kind, beside the large one")
     parser.add_argument("--steps", type=int, default=850, help="of 16 rows of all kinds, beside the large one")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/climate"))
     given = parser.parse_args()
     given.out = given.out.resolve()
     print(machine())
     for name in given.sets:
         root = imported(name, given.data, given.out / name)
-        firsts = [run_first(given, root, seed) for seed in range(given.seeds)]
-        print(f"\n{name}: `random:tiny`, trained, {given.encoder_steps} steps of 64, {given.seeds} seeds")
+        firsts = [run_first(given, root, seed) for seed in given.seeds]
+        print(f"\n{name}: `random:tiny`, trained, {given.encoder_steps} steps of 64, seeds {given.seeds}")
         show(firsts)
-        seconds = [run_second(given, root, seed, first) for seed, first in enumerate(firsts)]
-        print(f"\n{name}: SmolLM2-135M, frozen, {given.kind_steps} and {given.steps} steps of 16, {given.seeds} seeds")
+        seconds = [run_second(given, root, seed, first) for seed, first in zip(given.seeds, firsts, strict=True)]
+        print(f"\n{name}: SmolLM2-135M, frozen, {given.kind_steps} and {given.steps} steps of 16, seeds {given.seeds}")
         show(seconds)
 
 
