@@ -196,6 +196,8 @@ def test_foreseen_is_what_the_allocator_gives_out(name: str, precision: str) -> 
                 loss = task(batch).loss
             loss.backward()
             del loss
+    on_real_tensors = memory.step_bytes(task, batch, autocast)
+    assert {part: parts[part] for part in on_real_tensors} == on_real_tensors
     step = parts["activations of the language model"] + parts["activations of the UNet"] + parts["backward pass"]
     assert step == pytest.approx(allocated(profile), rel=0.15)
 
