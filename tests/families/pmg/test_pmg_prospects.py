@@ -20,7 +20,7 @@ from sensorium.engine.seeds import derive, generator, reseed
 from sensorium.errors import DataError
 from sensorium.families.pmg import memory, prospects
 from sensorium.families.pmg.data import TrainSource, padded
-from sensorium.families.pmg.memory import Live, demand
+from sensorium.families.pmg.memory import demand
 from sensorium.families.pmg.task import PMGTask
 
 FAMILY = families.load("pmg")
@@ -134,25 +134,6 @@ def test_the_cache_is_as_large_as_its_folders(cache: Path) -> None:
 
 
 # --- memory
-
-
-def test_live_bytes_by_hand() -> None:
-    """A view is no more bytes; what was there before counts for nothing; what is let go counts no more."""
-    before = torch.ones(1000)
-    with Live([before]) as live:
-        first = before + 1
-        assert live.now == 4000
-        view = first.view(10, 100).t()
-        before.t()
-        assert live.now == 4000
-        second = torch.cat([view, view])
-        assert (live.now, live.peak) == (12_000, 12_000)
-        del second
-        assert (live.now, live.peak) == (4000, 12_000)
-        del first
-        assert live.now == 4000
-        del view
-    assert (live.now, live.peak) == (0, 12_000)
 
 
 def parts_of(changes: Mapping[str, Any], rows: int = 4) -> dict[str, int]:

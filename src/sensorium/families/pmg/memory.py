@@ -6,15 +6,9 @@ it runs and what the libraries take for themselves.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sensorium.engine.contract import Batch, Demand, Source, Sources
 from sensorium.engine.seeds import derive
@@ -26,41 +20,9 @@ from sensorium.families.pmg.diffusion import new_unet, read_shape
 from sensorium.families.pmg.folders import diffusion_folder, llm_folder
 from sensorium.families.pmg.language import new_trunk
 from sensorium.families.pmg.task import FROZEN_DTYPES, Average, PMGTask, sections
+from sensorium.parts.live import Live
 
 POINTLESS = 1.1  # a pad of so little is no lever
-
-
-class Live(TorchDispatchMode):
-    """Bytes of the tensors that are made within and alive: ``now``, and at most (``peak``). Storages are counted once;
-    those of ``known`` tensors, which were there before, not at all."""
-
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Do it, and count what came of it."""
-        found = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(found):
-            if isinstance(leaf, Tensor):
-                self._count(leaf)
-        return found
-
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._sizes:
-            return
-        self._sizes[key] = storage.nbytes()
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key)
-
-    def _forget(self, key: int) -> None:
-        self.now -= self._sizes.pop(key)
 
 
 def demand(config: RunConfig, sources: Sources, rows: int, device: torch.device) -> Demand:
