@@ -98,6 +98,26 @@ def test_what_is_foreseen_against_what_the_gpu_has(room: int, verdict: str, most
     assert found.warning == (verdict != "fits")
 
 
+def test_what_does_not_fit_ends_the_check_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> ToyTask:
+        raise AssertionError
+
+    monkeypatch.setattr(check_ahead, "_room", lambda device: 4_000_000_000)
+    report = preflight.check(replace(TOY, demand=demanded, task=never), toy_config(), tmp_path / "run", quiet=True)
+    (problem,) = report.problems
+    assert problem.startswith(
+        "memory: 8 rows at a time: weights 1 GB, rows 4 GB: 5 GB in all, of 4 GB that the GPU has"
+    )
+    assert problem.endswith("4 rows (train.micro_batches=2, the same steps), or model.width=1 (worse)")
+    assert report.rows[-1].item == "memory foreseen"
+    monkeypatch.setattr(check_ahead, "_room", lambda device: 5_200_000_000)  # tight
+    report = preflight.check(replace(TOY, demand=demanded), toy_config(), tmp_path / "run", quiet=True)
+    assert report.problems == []
+    assert report.rows[-1].item == "disk"
+
+
 def test_without_a_gpu_the_bytes_are_all_that_is_said() -> None:
     found = looked(toy_config({"train": {"micro_batches": 4}}), replace(TOY, demand=demanded))["memory foreseen"]
     assert (found.found, found.warning) == ("2 rows at a time: weights 1 GB, rows 1 GB: 2 GB in all", False)

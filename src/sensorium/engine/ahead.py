@@ -30,11 +30,12 @@ class Ahead:
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of ``sensorium check``."""
+    """One row of ``sensorium check``. ``problem``: why such a run cannot be, after which nothing is tried any more."""
 
     item: str
     found: str
     warning: bool = False
+    problem: str = ""
 
 
 @dataclass(frozen=True)

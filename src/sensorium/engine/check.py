@@ -116,7 +116,8 @@ def check(family: Family, config: RunConfig, folder: Path, *, quiet: bool = Fals
         return report
     sources, device = read
     broken = _try_samples(this, sources)
-    _look_ahead(this, sources, device, count)
+    if not _look_ahead(this, sources, device, count):
+        return report
     try:
         temporary = tempfile.TemporaryDirectory(prefix=".sensorium-check-", dir=disk)
     except OSError as error:
@@ -146,7 +147,7 @@ def _processes(this: _Check) -> int:
 def _deepspeed(this: _Check) -> None:
     """Where the run will use DeepSpeed: whether it is there. What is tried here is tried without it."""
     settings = this.config.deepspeed
-    if not zero_start.wanted(settings):
+    if not settings.used:
         return
     try:
         version = zero_start.load(not torch.cuda.is_available()).__version__
@@ -230,13 +231,16 @@ def _samples(this: _Check, split: str, source: Source, tried: tuple[int, Mapping
     this.report.add(f"data: {split}", found, *problems, note=bool(broken))
 
 
-def _look_ahead(this: _Check, sources: Sources, device: torch.device, count: int) -> None:
-    """Say what can be known before anything is trained."""
+def _look_ahead(this: _Check, sources: Sources, device: torch.device, count: int) -> bool:
+    """Say what can be known before anything is trained; False where that says that nothing can be."""
     try:
         for one in foreseen(this.family, this.config, sources, device, count):
-            this.report.add(one.item, one.found, note=one.warning)
+            this.report.add(one.item, one.found, *filter(None, [one.problem]), note=one.warning)
+            if one.problem:
+                return False
     except SensoriumError as error:
         this.report.add("outlook", "stopped", str(error))
+    return True
 
 
 def _try_run(this: _Check, trials: Trials, broken: Mapping[str, Mapping[int, str]], count: int) -> Trial | None:
@@ -336,9 +340,8 @@ def _memory(this: _Check, done: Trial, memory: Memory | None, count: int) -> Non
     if memory.fits:
         this.report.add("memory", found)
     else:
-        needs = (
-            f"{memory.rows} rows a process need about {size_text(memory.predicted)}; usable: {size_text(memory.usable)}"
-        )
+        needed, room = size_text(memory.predicted), size_text(memory.usable)
+        needs = f"{memory.rows} rows a process need about {needed}; usable: {room}"
         this.report.add("memory", found, f"{needs}; {limit} fits, or more train.micro_batches")
 
 
@@ -392,7 +395,6 @@ def _disk(this: _Check, done: Trial, where: Path) -> None:
     most = keep + 2 + 2 * len(this.family.stages(this.config)) - 2
     need = most * done.checkpoint_bytes
     this.report.measured |= {"checkpoint_bytes": done.checkpoint_bytes, "disk_needed": need, "disk_free": free}
-    found = (
-        f"{size_text(done.checkpoint_bytes)} a checkpoint, {size_text(need)} for {most} of them; free {size_text(free)}"
-    )
+    one, all_of_them, left = map(size_text, (done.checkpoint_bytes, need, free))
+    found = f"{one} a checkpoint, {all_of_them} for {most} of them; free {left}"
     this.report.add("disk", found)  # that it suffices was seen to before the trial's first step

@@ -104,7 +104,10 @@ def memory(
         )
     elif found.levers:
         text += f"; nor do fewer rows; {', '.join(found.levers)}"
-    return Finding("memory foreseen", text, warning=verdict != "fits")
+    over = found.total > room
+    if over and fitting and found.levers:
+        text += f", or {', '.join(found.levers)}"
+    return Finding("memory foreseen", text, verdict != "fits", f"memory: {text}" * over)
 
 
 def _demand(family: Family, config: RunConfig, sources: Sources, rows: int, device: torch.device) -> Demand:
