@@ -22,6 +22,7 @@ from sensorium.families.climate_text.grid_vit_weights import TrainedVit, find_vi
 from sensorium.families.climate_text.prithvi import PrithviEncoder, random_shape
 from sensorium.families.climate_text.prithvi_weights import EncoderWeights, find_weights, open_prithvi
 from sensorium.parts.attention import CrossAttention, Mlp, init_weights
+from sensorium.parts.live import made_in
 
 
 class Encoder(Protocol):
@@ -94,6 +95,22 @@ def open_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return _frozen_unless(PrithviEncoder(shape, model, checkpointed=layers), trains, dtype)
+
+
+def shaped_encoder(
+    model: ModelConfig, facts: FieldFacts, trained: Trained | None, dtype: torch.dtype
+) -> PrithviEncoder | GridVit:
+    """The same with new weights, for where nothing but sizes counts."""
+    trains = trains_encoder(model)
+    with made_in(torch.float32 if trains else dtype):
+        if model.climate_encoder == "grid_vit":
+            shape = trained.shape if isinstance(trained, TrainedVit) else model.grid_vit
+            layers = checkpointed_layers(model, shape.depth) if trains else ()
+            own = model.model_copy(update={"grid_vit": shape})
+            return GridVit(own, facts.channels, facts.times, facts.static, layers).requires_grad_(trains)
+        sizes = trained.shape if isinstance(trained, EncoderWeights) else random_shape(model.prithvi)
+        layers = checkpointed_layers(model, sizes.layers) if trains else ()
+        return PrithviEncoder(sizes, model, checkpointed=layers).requires_grad_(trains)
 
 
 def _open_vit(model: ModelConfig, facts: FieldFacts, trained: TrainedVit | None) -> GridVit:
