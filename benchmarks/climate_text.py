@@ -14,6 +14,9 @@ and four gated blocks are trained, first on one kind of question alone, which op
 these weights, on all. 50 questions of each kind are answered with the own field, another one's, and none; beside that
 the commonest answer of training.
 
+`--exchanged`: the stronger control. Every training sample keeps its texts and gets the field of another one of its kind
+and place, validation stays as it is: what is then right is not from the field.
+
 What is finished is not repeated, so the script may be killed and started again.
 """
 
@@ -33,10 +36,11 @@ from common import machine, table
 
 from sensorium import config as configuration
 from sensorium import families, files
-from sensorium.data.fields import composing
+from sensorium.data.fields import composing, tree
 from sensorium.data.fields.importing import Options
 from sensorium.engine import checkpoint, loop, settings
 from sensorium.engine.results import read_result
+from sensorium.families.climate_text.controls import others
 
 FAMILY = families.load("climate_text")
 TABLES = Path(__file__).resolve().parent.parent / "examples/climate_text/variables"
@@ -52,6 +56,10 @@ SETS: Mapping[str, dict[str, Any]] = {
 }
 WINDOW = [2, 3]  # patches of 4 points a token: 9 tokens of a field, as many as there are places to name
 EACH = 50  # questions of each kind in validation
+FIELD = {  # keys of an entry that are of its field; the others are of its texts
+    *("climate_file", "static_file", "climatology_file", "variables"),
+    *("lat", "lon", "time", "input_time", "lead_time", "group"),
+}
 KIND = "variable"  # of the questions that come first
 ARMS = {"own": "", "shuffled": "shuffled/", "absent": "absent/", "commonest": "chance/"}
 
@@ -105,6 +113,23 @@ def of_kind(root: Path, kind: str) -> Path:
         shutil.copytree(root, made, copy_function=os.link)
         for index in (made / "train/index.json", made / "val/index.json"):
             files.write_json(index, [one for one in json.loads(index.read_text()) if one["facts"]["asked"] == kind])
+        files.rename(made, folder)
+    return folder
+
+
+def exchanged(root: Path) -> Path:
+    """A tree whose training samples have fields of others, of the same question and place where there are any."""
+    folder = root.with_name(f"{root.name}-exchanged")
+    if not folder.exists():
+        made = folder.with_name(f"{folder.name}.tmp")
+        files.remove(made)
+        shutil.copytree(root, made, copy_function=os.link)
+        index = made / "train/index.json"
+        entries = json.loads(index.read_text())
+        partner = others([tree.read_entry(one) for one in entries], 0).tolist()
+        texts = [{key: one[key] for key in one.keys() - FIELD} for one in entries]
+        fields = [{key: entries[other][key] for key in entries[other].keys() & FIELD} for other in partner]
+        files.write_json(index, [{**text, **field} for text, field in zip(texts, fields, strict=True)])
         files.rename(made, folder)
     return folder
 
@@ -165,17 +190,21 @@ def main() -> None:
     parser.add_argument("--kind-steps", type=int, default=260, help="of 16 rows of one kind, beside the large one")
     parser.add_argument("--steps", type=int, default=850, help="of 16 rows of all kinds, beside the large one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--exchanged", action="store_true", help="train on fields of other samples")
     parser.add_argument("--out", type=Path, default=Path("runs/climate"))
     given = parser.parse_args()
     given.out = given.out.resolve()
     print(machine())
     for name in given.sets:
         root = imported(name, given.data, given.out / name)
+        if given.exchanged:
+            root = exchanged(root)
         firsts = [run_first(given, root, seed) for seed in given.seeds]
-        print(f"\n{name}: `random:tiny`, trained, {given.encoder_steps} steps of 64, seeds {given.seeds}")
+        print(f"\n{root.name}: `random:tiny`, trained, {given.encoder_steps} steps of 64, seeds {given.seeds}")
         show(firsts)
         seconds = [run_second(given, root, seed, first) for seed, first in zip(given.seeds, firsts, strict=True)]
-        print(f"\n{name}: SmolLM2-135M, frozen, {given.kind_steps} and {given.steps} steps of 16, seeds {given.seeds}")
+        told = f"{given.kind_steps} and {given.steps} steps of 16, seeds {given.seeds}"
+        print(f"\n{root.name}: SmolLM2-135M, frozen, {told}")
         show(seconds)
 
 

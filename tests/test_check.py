@@ -30,7 +30,7 @@ from sensorium.errors import ConfigError, DataError, Interrupted
 CPU = torch.device("cpu")
 ITEMS = (
     "configuration", "processes", "run folder", "device", "data: train", "data: val", "data: test",
-    "model", "training", "save and load", "resume", "memory", "validation", "time", "disk",
+    "checkpoints", "model", "training", "save and load", "resume", "memory", "validation", "time", "disk",
 )  # fmt: skip
 
 

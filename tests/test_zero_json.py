@@ -150,13 +150,13 @@ def test_the_batch_of_the_json_is_that_of_the_run() -> None:
 
 def test_when_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, given = settings.DeepSpeed(), settings.DeepSpeed(config={})
-    assert not zero_start.wanted(plain)
-    assert zero_start.wanted(given)
-    assert not zero_start.wanted(given.model_copy(update={"enabled": False}))
-    assert zero_start.wanted(plain.model_copy(update={"enabled": True}))
+    assert not plain.used
+    assert given.used
+    assert not given.model_copy(update={"enabled": False}).used
+    assert plain.model_copy(update={"enabled": True}).used
     assert launched.words(["--local_rank=0", "a=b"]) == ["--local_rank=0", "a=b"]
     monkeypatch.setenv("CROSS_SIZE", "1")
-    assert zero_start.wanted(plain)
+    assert plain.used
     assert launched.words(["--local_rank=0", "a=b", "--local-rank=1"]) == ["a=b"]
 
 

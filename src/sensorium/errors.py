@@ -39,6 +39,14 @@ class RunError(SensoriumError):
     exit_code = 1
 
 
+class ShortageError(RunError):
+    """Memory did not suffice. ``reason``: the part of the line that says why, without advice."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
 class DiskError(SensoriumError):
     """The disk is full, read-only, gone or failing; what was complete on it stays."""
 

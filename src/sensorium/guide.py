@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from sensorium import launched
-from sensorium.errors import ConfigError, RunError, Stopped
+from sensorium.errors import ConfigError, RunError, ShortageError, Stopped
 
 if TYPE_CHECKING:
     from sensorium.engine.continuation import Start
@@ -223,20 +223,16 @@ def due_epoch(saved: Saved, every: int, stage_ends: Sequence[int]) -> int | None
 @contextmanager
 def out_of_memory(ways_out: Callable[[str], str]) -> Iterator[None]:
     """Turn an end for want of memory into what ``ways_out`` says of its reason (RunError)."""
-    import torch
+    from sensorium.engine import shortage
 
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise RunError(ways_out(_reason(error))) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # the CPU's allocator has no error of its own
+    except ShortageError as error:  # in training; the advice is ours
+        raise RunError(ways_out(error.reason)) from error
+    except (MemoryError, RuntimeError) as error:
+        if not shortage.is_shortage(error):
             raise
-        raise RunError(ways_out(_reason(error))) from error
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(ways_out(shortage.reason_of(error))) from error
 
 
 def no_8bit(device: str = "auto") -> str | None:
@@ -286,6 +282,8 @@ def train(family: Family, start: Start, listener: Listener, files: Files) -> Eva
 
     try:
         result = continuation.train(family, start, listener, files)
+    except ShortageError:
+        raise
     except (RunError, Stopped) as error:
         saved = files.last.exists() and checkpoint.complete(start.run)[0]  # else it is an earlier run's
         way = f"\nTo go on: {files.flag} {files.last}" if saved else ""

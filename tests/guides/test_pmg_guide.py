@@ -319,6 +319,21 @@ def test_out_of_memory_names_the_cheapest_lever_first(
     ]
 
 
+def test_out_of_memory_in_training_says_what_was_foreseen(
+    here: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("sensorium.engine.loop._step", full)
+    answer = script(*MINE, "training.output_dir=new")
+    first, *ways = answer.err.splitlines()
+    assert (answer.code, ways[0]) == (1, "  1. training.gradient_checkpointing=true: the same numbers, slower")
+    assert first.startswith("error: out of memory with training.train_batch_size 2 (CUDA out of memory; foreseen: lang")
+    assert " UNet 813 kB, " in first
+    assert first.endswith(" in all)")
+
+
 def test_the_launchers_file_is_the_guides(here: Path, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     assert yaml.safe_load((FOLDER / "accelerate_config.yaml").read_text()) == {
         "compute_environment": "LOCAL_MACHINE",

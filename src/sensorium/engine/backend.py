@@ -56,7 +56,7 @@ class Backend:
             raise ConfigError("train.device is cuda, but no GPU is visible; use cpu or auto")
         cpu = settings.device == "cpu" or not torch.cuda.is_available()
         self.precision, self.precision_note = usable_precision(settings.precision, cpu)
-        used = deepspeed is not None and zero_start.wanted(deepspeed)
+        used = deepspeed is not None and deepspeed.used
         self._deepspeed = (zero_start.load(cpu), deepspeed) if deepspeed is not None and used else None
         asked_world = int(os.environ.get("WORLD_SIZE", "1"))
         # The state is a process-wide singleton; a second run in one process may want another precision.

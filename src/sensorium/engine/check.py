@@ -19,16 +19,17 @@ import torch
 from sensorium import config as configuration
 from sensorium.engine import launch, rundir, zero_start
 from sensorium.engine.backend import Backend
+from sensorium.engine.check_ahead import foreseen
 from sensorium.engine.check_memory import Memory, reset_peak, small_batches, usable
 from sensorium.engine.check_trial import Trial, Trials, reload_differences, resume_difference, validate
 from sensorium.engine.contract import Family, Source, Sources, Table
 from sensorium.engine.order import Clock, clock_of
 from sensorium.engine.seeds import derive, generator
 from sensorium.engine.settings import RunConfig
-from sensorium.engine.tables import print_table
-from sensorium.engine.tracking import clock, progress_bar
+from sensorium.engine.tables import print_table, size_text
+from sensorium.engine.tracking import duration_text, progress_bar
 from sensorium.engine.wandb_curves import import_wandb
-from sensorium.errors import ConfigError, DataError, RunError, SensoriumError, Stopped
+from sensorium.errors import ConfigError, DataError, RunError, SensoriumError, ShortageError, Stopped
 from sensorium.files import remove
 
 TRIED = 64  # samples of a split
@@ -115,6 +116,8 @@ def check(family: Family, config: RunConfig, folder: Path, *, quiet: bool = Fals
         return report
     sources, device = read
     broken = _try_samples(this, sources)
+    if not _look_ahead(this, sources, device, count):
+        return report
     try:
         temporary = tempfile.TemporaryDirectory(prefix=".sensorium-check-", dir=disk)
     except OSError as error:
@@ -144,7 +147,7 @@ def _processes(this: _Check) -> int:
 def _deepspeed(this: _Check) -> None:
     """Where the run will use DeepSpeed: whether it is there. What is tried here is tried without it."""
     settings = this.config.deepspeed
-    if not zero_start.wanted(settings):
+    if not settings.used:
         return
     try:
         version = zero_start.load(not torch.cuda.is_available()).__version__
@@ -228,6 +231,18 @@ def _samples(this: _Check, split: str, source: Source, tried: tuple[int, Mapping
     this.report.add(f"data: {split}", found, *problems, note=bool(broken))
 
 
+def _look_ahead(this: _Check, sources: Sources, device: torch.device, count: int) -> bool:
+    """Say what can be known before anything is trained; False where that says that nothing can be."""
+    try:
+        for one in foreseen(this.family, this.config, sources, device, count):
+            this.report.add(one.item, one.found, *filter(None, [one.problem]), note=one.warning)
+            if one.problem:
+                return False
+    except SensoriumError as error:
+        this.report.add("outlook", "stopped", str(error))
+    return True
+
+
 def _try_run(this: _Check, trials: Trials, broken: Mapping[str, Mapping[int, str]], count: int) -> Trial | None:
     """Steps, resume, validation and what they cost; the last trial, or None when not even that was possible."""
     multiple = this.config.train.micro_batches
@@ -243,8 +258,8 @@ def _try_run(this: _Check, trials: Trials, broken: Mapping[str, Mapping[int, str
         _training(this, done)
         _resume(this, trials, done)
         _memory(this, done, memory, count)
-    except torch.OutOfMemoryError:
-        this.report.add("training", "out of memory", f"{rows} rows a process are too many for this GPU")
+    except ShortageError as error:
+        this.report.add("training", "out of memory", str(error))
         return None
     except (Stopped, RunError):  # a signal, or a loader worker that died
         raise
@@ -308,11 +323,11 @@ def _memory(this: _Check, done: Trial, memory: Memory | None, count: int) -> Non
         return
     this.report.measured["memory_measured"] = done.peak
     if memory is None:
-        this.report.add("memory", f"{_size(done.peak)} measured{workers}; too few rows to predict other batches")
+        this.report.add("memory", f"{size_text(done.peak)} measured{workers}; too few rows to predict other batches")
         return
     largest = memory.largest(this.config.train.micro_batches)
     limit = "any batch" if largest is None else f"train.batch_size up to about {largest * count:,}"
-    predicted = f"{_size(memory.predicted)} predicted from {memory.low[0]} and {memory.high[0]} rows"
+    predicted = f"{size_text(memory.predicted)} predicted from {memory.low[0]} and {memory.high[0]} rows"
     this.report.measured |= {
         "memory_predicted": round(memory.predicted),
         "memory_usable": round(memory.usable),
@@ -320,12 +335,13 @@ def _memory(this: _Check, done: Trial, memory: Memory | None, count: int) -> Non
         "largest_batch_size": None if largest is None else largest * count,
     }
     if memory.error is not None:
-        predicted += f", {_size(done.peak)} measured{workers} (error {memory.error:+.1%})"
-    found = f"{predicted}; usable {_size(memory.usable)}: {limit}"
+        predicted += f", {size_text(done.peak)} measured{workers} (error {memory.error:+.1%})"
+    found = f"{predicted}; usable {size_text(memory.usable)}: {limit}"
     if memory.fits:
         this.report.add("memory", found)
     else:
-        needs = f"{memory.rows} rows a process need about {_size(memory.predicted)}; usable: {_size(memory.usable)}"
+        needed, room = size_text(memory.predicted), size_text(memory.usable)
+        needs = f"{memory.rows} rows a process need about {needed}; usable: {room}"
         this.report.add("memory", found, f"{needs}; {limit} fits, or more train.micro_batches")
 
 
@@ -347,7 +363,7 @@ def _validation(this: _Check, trials: Trials, done: Trial, broken: Mapping[int, 
         return 0.0
     this.report.measured["validation_seconds"] = seconds
     part = "all" if len(chosen) == len(source) else f"{len(chosen)} of {len(source):,}"
-    found = f"{part} samples, {len(metrics)} metrics; a whole one takes {_duration(seconds)}"
+    found = f"{part} samples, {len(metrics)} metrics; a whole one takes {duration_text(seconds)}"
     name = settings.best_metric
     validates = this.config.evaluate.every_epochs is not None or this.config.evaluate.every_steps is not None
     if name in metrics or not validates:
@@ -367,8 +383,8 @@ def _time(this: _Check, ticks: Clock, step: float, validation: float) -> None:
     this.report.measured |= {"epoch_seconds": epoch, "run_seconds": whole, "steps": total}
     this.report.add(
         "time",
-        f"{step:.3g} s a step, {_duration(epoch)} an epoch; the run: {total:,} steps, "
-        f"{sum(due)} validations, about {_duration(whole)}",
+        f"{step:.3g} s a step, {duration_text(epoch)} an epoch; the run: {total:,} steps, "
+        f"{sum(due)} validations, about {duration_text(whole)}",
     )
 
 
@@ -379,20 +395,6 @@ def _disk(this: _Check, done: Trial, where: Path) -> None:
     most = keep + 2 + 2 * len(this.family.stages(this.config)) - 2
     need = most * done.checkpoint_bytes
     this.report.measured |= {"checkpoint_bytes": done.checkpoint_bytes, "disk_needed": need, "disk_free": free}
-    found = f"{_size(done.checkpoint_bytes)} a checkpoint, {_size(need)} for {most} of them; free {_size(free)}"
+    one, all_of_them, left = map(size_text, (done.checkpoint_bytes, need, free))
+    found = f"{one} a checkpoint, {all_of_them} for {most} of them; free {left}"
     this.report.add("disk", found)  # that it suffices was seen to before the trial's first step
-
-
-def _size(count: float) -> str:
-    """Bytes as people read them, in powers of 1000."""
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if abs(count) >= factor:
-            return f"{count / factor:.3g} {unit}"
-    return f"{count / 1e3:.3g} kB"
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as people read them."""
-    return (
-        f"{seconds:.2g} s" if seconds < 60 else clock(seconds) if seconds < 360_000 else f"{seconds / 86_400:.3g} days"
-    )

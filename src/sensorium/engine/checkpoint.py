@@ -65,8 +65,12 @@ class Content:
     part: str = ""  # these are the weights whose names begin so; others stay as they are
 
 
+def name_of(step: int) -> str:
+    return f"{_PREFIX}{step:08d}"
+
+
 def folder_of(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"{_PREFIX}{step:08d}"
+    return run / "checkpoints" / name_of(step)
 
 
 def step_of(folder: Path) -> int | None:

@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from sensorium.engine.ahead import Ahead as Ahead
+from sensorium.engine.ahead import Demand as Demand
+from sensorium.engine.ahead import Finding as Finding
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -358,6 +362,8 @@ class Family:
     file name; it draws nothing from generators that training uses.
     ``proof``: the metric of an evaluation that is 1 where the model surely uses what makes it more than its frozen
     parts, else 0; None: there is none.
+    ``outlook(ahead)``: what ``sensorium check`` shall say of a run besides.
+    ``demand(config, sources, rows, device)``: memory of a step of so many rows, foreseen without making its tensors.
     ``exports``: by format, what writes the trained model into a new folder and returns a line about it.
     ``profile(config, meter)``: what the family's models cost, side by side; None where it has no such comparison.
     ``whole_gradient``: every parameter that a stage trains has a gradient in each step, or ends a run of several ranks.
@@ -386,4 +392,6 @@ class Family:
     proof: str | None = None
     profile: Callable[[RunConfig, Meter], Table] | None = None
     pictures: Callable[[nn.Module, Source, RunConfig], Mapping[str, bytes]] | None = None
+    outlook: Callable[[Ahead], Sequence[Finding]] | None = None
+    demand: Callable[[RunConfig, Sources, int, torch.device], Demand] | None = None
     exports: Mapping[str, Callable[[Loaded, Path], str]] = field(default_factory=dict)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from sensorium import config as configuration
-from sensorium.engine import checkpoint, optim, rundir, signals, tracking, zero_start
+from sensorium.engine import checkpoint, optim, rundir, shortage, signals, tracking, zero_start
 from sensorium.engine import evaluate as evaluation
 from sensorium.engine.backend import Backend
 from sensorium.engine.contract import Batch, Begin, Evaluation, Family, Output, Source
@@ -191,11 +191,12 @@ def _announce(run: Run, listener: Listener | None) -> None:
 def _run_stages(run: Run, plan: Sequence[Span]) -> float:
     """Train from the present step to the last one; the seconds that took."""
     begun = time.monotonic()
-    for span in plan:
-        if span.first == span.end:
-            run.tracker.say(f"Stage {span.stage.name}: no step, for the whole run has {run.clock.total}")
-        elif run.progress.step < span.end:
-            _run_stage(run, span)
+    with shortage.told(run.family, run.config, run.sources, run.backend.device, run.backend.world):
+        for span in plan:
+            if span.first == span.end:
+                run.tracker.say(f"Stage {span.stage.name}: no step, for the whole run has {run.clock.total}")
+            elif run.progress.step < span.end:
+                _run_stage(run, span)
     return time.monotonic() - begun
 
 

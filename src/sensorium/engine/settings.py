@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, SerializeAsAny, create_model, model_validator
 
 from sensorium import config as configuration
+from sensorium import launched
 from sensorium.config import Section, resumable
 from sensorium.engine import zero_json
 from sensorium.errors import ConfigError
@@ -72,6 +73,13 @@ class DeepSpeed(Section):
     config: str | dict[str, Any] | None = resumable(
         None, "A DeepSpeed JSON, or its content. What the run's own settings say, too, is translated to them."
     )
+
+    @property
+    def used(self) -> bool:
+        """Whether a run of these settings, started as this process was, trains with DeepSpeed."""
+        if self.enabled == "auto":
+            return self.config is not None or launched.by_deepspeed()
+        return self.enabled
 
 
 class Optim(Section):

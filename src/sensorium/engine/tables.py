@@ -1,4 +1,4 @@
-"""Evaluations on the console."""
+"""Evaluations and numbers as the console shows them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from rich.text import Text
 
 from sensorium.engine.contract import Evaluation, Table
 from sensorium.errors import printable
+
+
+def size_text(count: float) -> str:
+    """Bytes as people read them, in powers of 1000."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if abs(count) >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count / 1e3:.3g} kB"
 
 
 def print_evaluation(evaluation: Evaluation) -> None:

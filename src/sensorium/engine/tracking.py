@@ -46,6 +46,13 @@ def clock(seconds: float) -> str:
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
+def duration_text(seconds: float) -> str:
+    """Seconds as people read them."""
+    return (
+        f"{seconds:.2g} s" if seconds < 60 else clock(seconds) if seconds < 360_000 else f"{seconds / 86_400:.3g} days"
+    )
+
+
 def _short(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 

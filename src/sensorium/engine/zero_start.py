@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from sensorium import launched
 from sensorium.engine.settings import DeepSpeed
 from sensorium.errors import ConfigError
 
@@ -20,16 +19,9 @@ if TYPE_CHECKING:
 _SHARED_MEMORY = "deepspeed_shm_comm"
 
 
-def wanted(settings: DeepSpeed) -> bool:
-    """Whether a run of these settings, started as this process was, trains with DeepSpeed."""
-    if settings.enabled == "auto":
-        return settings.config is not None or launched.by_deepspeed()
-    return settings.enabled
-
-
 def require(settings: DeepSpeed, optimizer: str, accumulation: str) -> None:
     """Raise ConfigError when the run would train with DeepSpeed and cannot."""
-    if not wanted(settings):
+    if not settings.used:
         return
     if optimizer == "adamw8bit":
         raise ConfigError("optim.name adamw8bit does not go with DeepSpeed; use adamw, or deepspeed.enabled=false")

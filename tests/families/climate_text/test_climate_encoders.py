@@ -14,7 +14,7 @@ from sensorium import families
 from sensorium.engine.settings import resolve
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.climate_text.config import ModelConfig
-from sensorium.families.climate_text.encoders import FieldFacts, Perceiver, open_encoder, own_channels, own_scalers
+from sensorium.families.climate_text.encoders import FieldFacts, Perceiver, open_encoder, own_channels, trained_encoder
 from sensorium.families.climate_text.grid_vit import GridVit
 from sensorium.families.climate_text.model import ClimateTextFusion
 from sensorium.families.climate_text.prithvi import (
@@ -286,7 +286,7 @@ def test_a_frozen_encoder_builds_no_graph_and_stays(batch: dict[str, Tensor]) ->
     assert all(p.grad is None for p in fusion.encoder.parameters())
     assert fusion.encoder.identity == before
     assert not any(name.startswith("encoder.") for name, p in fusion.named_parameters() if p.requires_grad)
-    assert own_scalers(model) is None
+    assert trained_encoder(model) is None
     ready = dict(zip(("climate_tokens", "token_lat", "token_lon"), fusion.encoder.encode(batch), strict=True))
     stored = ClimateTextFusion(model, FieldFacts(160, 2, 4, WIDTH), llm=fusion.llm)
     assert stored.encoder is None
@@ -303,8 +303,8 @@ def test_a_frozen_encoder_builds_no_graph_and_stays(batch: dict[str, Tensor]) ->
 
 
 def test_an_encoder_must_be_named() -> None:
-    assert own_channels(settings()) is None
-    names, static = own_channels(ModelConfig()) or ((), ())
+    assert own_channels(settings(), None) is None
+    names, static = own_channels(ModelConfig(), None) or ((), ())
     assert (len(names), names[12], names[20], names[159], len(static)) == (160, "T2M", "CLOUD_34", "V_72", 4)
     with pytest.raises(ConfigError, match=r"model.encoder_path is missing: the .pt of Prithvi WxC"):
         open_encoder(ModelConfig(), FACTS)

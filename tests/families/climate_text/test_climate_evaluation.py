@@ -120,6 +120,17 @@ def test_who_answers_from_the_field_passes(judge: Judge, source: EvalSource) -> 
     assert silent[1:4] == (None, None, 0)
 
 
+def test_what_is_assumed_stands_in_the_report(
+    prepared: tuple[settings.RunConfig, Sources], source: EvalSource, task: ClimateTextTask
+) -> None:
+    entries = tuple(one.model_copy(update={"lat": None, "lon": None}) for one in source.part.entries)
+    bare = replace(source, part=replace(source.part, entries=entries))
+    silent = [[""] * source.rows] * 3
+    known, told = (judged(prepared, one, task, silent, gain=0.0).tables[0].note for one in (source, bare))
+    assert "assumed" not in known
+    assert f"Positions assumed: {len(entries)} of {len(entries)} entries" in told
+
+
 def test_closed_answers_are_ranked_apart(judge: Judge, source: EvalSource) -> None:
     """Whatever is written; beside what one of them at random would get."""
     silent = [[""] * source.rows] * 3

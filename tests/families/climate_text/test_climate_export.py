@@ -20,7 +20,7 @@ from sensorium.data.fields.channels import SETS
 from sensorium.errors import CheckpointError, ConfigError, DataError, DiskError
 from sensorium.families.climate_text import export_encoder as module
 from sensorium.families.climate_text.config import ModelConfig
-from sensorium.families.climate_text.encoders import FieldFacts, open_encoder, own_scalers
+from sensorium.families.climate_text.encoders import FieldFacts, open_encoder, trained_encoder
 from sensorium.families.climate_text.export_encoder import export_encoder
 from sensorium.families.climate_text.prithvi import PrithviEncoder
 from sensorium.families.climate_text.prithvi_weights import ABOUT, checksum_of, find_weights
@@ -112,8 +112,9 @@ def test_an_export_says_what_it_is(tmp_path: Path, download: Path, state: dict[s
 def test_scalers_are_those_of_the_last_eight(tmp_path: Path, download: Path, state: dict[str, Tensor]) -> None:
     export_encoder(download, tmp_path / "out")
     for path in (download, tmp_path / "out"):
-        scalers = own_scalers(ModelConfig(encoder_path=str(path)))
-        assert scalers is not None
+        trained = trained_encoder(ModelConfig(encoder_path=str(path)))
+        assert trained is not None
+        scalers = trained.scalers
         assert scalers.field.names == SETS["merra2-160"]
         assert scalers.static.names == ("FRACI", "FRLAND", "FROCEAN", "PHIS")
         assert scalers.climatology == scalers.field
@@ -260,7 +261,7 @@ def test_the_command_exports_and_says_what_it_needs(tmp_path: Path, download: Pa
     found = run("climate-encoder", str(download), "--output", str(out), "--dtype", "bf16")
     assert found.exit_code == 0, found.output
     assert found.stdout.splitlines()[-1] == f"{out}: 87,808 weights in bf16, 0.00 GB of 0.00 GB"
-    assert own_scalers(ModelConfig(encoder_path=str(out))) is not None
+    assert trained_encoder(ModelConfig(encoder_path=str(out))) is not None
     for words, line in (
         (("climate-encoder", str(download)), "--output NEW_FOLDER"),
         (("climate-encoder", str(download), "--output", "x", "--dtype", "fp8"), "--dtype fp8: allowed are fp32, bf16"),

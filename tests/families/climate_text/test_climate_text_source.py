@@ -23,6 +23,7 @@ from sensorium.engine import settings
 from sensorium.engine.contract import Host
 from sensorium.engine.order import order_of
 from sensorium.errors import ConfigError, DataError
+from sensorium.families.climate_text.assumed import assumed
 from sensorium.families.climate_text.controls import CONTROLS, others
 from sensorium.families.climate_text.data import DataConfig, EvalSource, Inputs, TrainSource, measured, open_part, texts
 
@@ -139,6 +140,7 @@ def test_a_missing_channel_is_refused_or_neutral(root: Path, tokenizer: PreTrain
     with pytest.raises(DataError, match=r"climate_00001\.pt: lacks the channels V10M; set data\.fill_missing"):
         train(root, tokenizer, variables=wanted).example(0, 0)
     source = train(root, tokenizer, variables=wanted, fill_missing="mean")
+    assert assumed(source.part) == ("channels that files lack, taken as their mean: V10M",)
     known = Normal(tuple(wanted), (*SCALERS.field.mean, 9.0), (*SCALERS.field.std, 3.0))
     for scalers in (SCALERS, replace(SCALERS, field=known)):  # its mean need not be known
         field = TrainSource(source.part, replace(source.inputs, scalers=scalers)).example(0, 0)["field"]
@@ -153,7 +155,7 @@ def test_a_missing_channel_is_refused_or_neutral(root: Path, tokenizer: PreTrain
 def test_bare_tensors_get_assumed_places_unless_strict(root: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     change(root, "train", 0, lambda one: [one.pop(key) for key in ("lat", "lon", "time")])
     source = train(root, tokenizer)
-    (note,) = source.part.notes
+    (note,) = assumed(source.part)
     assert note.startswith("positions assumed: 1 of 6 entries")
     example = source.example(0, 0)
     assert example["day_hour"].tolist() == [0, 0, 0, 0]

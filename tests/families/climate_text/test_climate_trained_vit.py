@@ -14,13 +14,14 @@ from sensorium import families
 from sensorium.engine import loop, settings
 from sensorium.engine.contract import Host
 from sensorium.errors import CheckpointError, ConfigError
+from sensorium.families.climate_text import encoders
 from sensorium.families.climate_text.config import ModelConfig
 from sensorium.families.climate_text.data import TrainSource
 from sensorium.families.climate_text.encoders import (
     FieldFacts,
     open_encoder,
     own_channels,
-    own_scalers,
+    trained_encoder,
     trains_encoder,
 )
 from sensorium.families.climate_text.grid_vit import GridVit
@@ -66,8 +67,10 @@ def test_it_is_opened_as_it_was_trained(first: Path) -> None:
     fresh = GridVit(ModelConfig(grid_vit=vit.shape), 8, 2, 4)
     assert not torch.equal(fresh.patchify.weight, encoder.patchify.weight)
     model = ModelConfig(climate_encoder="grid_vit", encoder_path=str(first))
-    assert own_scalers(model) == vit.scalers
-    assert own_channels(model) == (vit.names, vit.static)
+    trained = trained_encoder(model)
+    assert trained is not None
+    assert trained.scalers == vit.scalers
+    assert own_channels(model, trained) == (vit.names, vit.static)
     assert not trains_encoder(model)
 
 
@@ -90,7 +93,10 @@ def test_a_run_keeps_its_tokens_and_goes_on_from_it(
 
     monkeypatch.setattr(importlib.metadata, "version", absent)
     config = config_of({"encoder_path": str(first), "num_fusion_layers": 2})
+    looked: list[Path] = []
+    monkeypatch.setattr(encoders, "find_vit", lambda path: looked.append(path) or find_vit(path))
     found = FAMILY.sources(config, Host()).train
+    assert looked == [first]  # once for names, scalers and tokens
     assert isinstance(found, TrainSource)
     assert isinstance(found.inputs.tokens, TokenStore)
     assert len(found.example(0, 0)["climate_tokens"]) == 9

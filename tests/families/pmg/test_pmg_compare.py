@@ -131,10 +131,12 @@ def test_one_table_of_all_rows(
             "clip_score_target"
         }
         assert row["average_metrics"]["lpips_target"] is None
+        assert row["average_metrics"]["hpsv2"] is None
         assert row["average_metrics"]["fd_clip"] is not None
         low, high = row["intervals"]["ssim_target"]
         assert low <= row["average_metrics"]["ssim_target"] <= high
     assert "weights_dir" in content["skipped_metrics"]["lpips_target"]
+    assert content["skipped_metrics"]["hpsv2"] == "there is no code here that computes HPS v2.1"
     oracle = content["rows"]["oracle_target"]["average_metrics"]
     assert oracle["ssim_target"] == pytest.approx(1)
     assert oracle["cpis_target"] == pytest.approx(1, abs=1e-5)

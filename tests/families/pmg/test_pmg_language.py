@@ -108,7 +108,7 @@ def test_own_states_as_a_prefix_are_the_text_itself() -> None:
 
 def gradients(adapter: PMGAdapter, model: LlamaModel) -> tuple[float, dict[str, torch.Tensor]]:
     adapter.zero_grad()
-    loss = adapter.soft_tokens(model, *texts((9, 5, 12))).square().mean()
+    loss = adapter(model, *texts((9, 5, 12))).square().mean()
     loss.backward()
     return float(loss.detach()), {name: p.grad.clone() for name, p in adapter.named_parameters() if p.grad is not None}
 

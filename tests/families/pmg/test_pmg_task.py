@@ -102,6 +102,18 @@ def test_the_preference_loss_is_added(kind: str, form: str) -> None:
 
 
 @pytest.mark.usefixtures("cache")
+def test_what_learns_is_used_where_its_module_is_called() -> None:
+    """Elsewhere ZeRO 3 has divided it (test_pmg_deepspeed.py, which needs DeepSpeed)."""
+    task, sources = made({})
+    called: list[str] = []
+    task.adapter.register_forward_pre_hook(lambda *_: called.append("adapter"))
+    assert task.adapter.mapping is not None
+    task.adapter.mapping.register_forward_pre_hook(lambda *_: called.append("mapping"))
+    task.train()(batch_of(sources))
+    assert called == ["adapter", "mapping"]
+
+
+@pytest.mark.usefixtures("cache")
 def test_a_resume_with_everything_on_is_bit_for_bit(cache: Path) -> None:
     config = settings.resolve(FAMILY, "tiny", ALL)
     loop.train(FAMILY, config, cache / "whole", quiet=True)

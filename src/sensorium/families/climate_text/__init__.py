@@ -7,6 +7,8 @@ from sensorium.families.climate_text.config import ModelConfig
 from sensorium.families.climate_text.data import DataConfig
 from sensorium.families.climate_text.evaluator import ClimateEvaluator
 from sensorium.families.climate_text.export import write_hf
+from sensorium.families.climate_text.memory import demand
+from sensorium.families.climate_text.outlook import outlook
 from sensorium.families.climate_text.own import build_known
 from sensorium.families.climate_text.presets import PRESETS
 from sensorium.families.climate_text.sources import facts, sources
@@ -27,4 +29,6 @@ FAMILY = Family(
     use=Answers.of_run,
     proof="climate_used",
     exports={"hf": write_hf},
+    outlook=outlook,
+    demand=demand,
 )

@@ -119,19 +119,6 @@ class Part:
         return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What is assumed of the fields, a line each: for the console, `check` and the report."""
-        found = []
-        if assumed := sum(entry.lat is None for entry in self.entries):
-            found.append(
-                f"positions assumed: {assumed:,} of {len(self.entries):,} entries of {self.folder} have no lat and "
-                "lon: a grid of 0.5 x 0.625 degrees around 0 N 0 E is taken; what else they lack counts as unknown"
-            )
-        if self.layout.approximate:
-            found.append(f"channels are approximate ({self.layout.name or self.folder}): they stand for others")
-        return tuple(found)
-
-    @property
     def fingerprint(self) -> str:
         """Of the entries, their channels, and the sizes of their files. Not of the bytes: a test part stays unread."""
         digest = hashlib.sha256(json.dumps([self.names, self.layout.names, self.layout.static]).encode())

@@ -14,14 +14,15 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from sensorium.data.fields.channels import CONSTANT, MERRA2_160, Scalers
+from sensorium.data.fields.channels import CONSTANT, MERRA2_160
 from sensorium.errors import ConfigError
 from sensorium.families.climate_text.config import ModelConfig
 from sensorium.families.climate_text.grid_vit import GridVit
-from sensorium.families.climate_text.grid_vit_weights import find_vit, require_reads
+from sensorium.families.climate_text.grid_vit_weights import TrainedVit, find_vit, require_reads
 from sensorium.families.climate_text.prithvi import PrithviEncoder, random_shape
-from sensorium.families.climate_text.prithvi_weights import find_weights, open_prithvi
+from sensorium.families.climate_text.prithvi_weights import EncoderWeights, find_weights, open_prithvi
 from sensorium.parts.attention import CrossAttention, Mlp, init_weights
+from sensorium.parts.live import made_in
 
 
 class Encoder(Protocol):
@@ -62,37 +63,64 @@ def trains_encoder(model: ModelConfig) -> bool:
     return not model.freeze_encoder or (model.climate_encoder == "grid_vit" and model.encoder_path is None)
 
 
-def open_encoder(model: ModelConfig, facts: FieldFacts, dtype: torch.dtype = torch.float32) -> PrithviEncoder | GridVit:
-    """The encoder of the configuration on the CPU; ``dtype``: of weights that do not train.
+Trained = TrainedVit | EncoderWeights
+
+
+def trained_encoder(model: ModelConfig) -> Trained | None:
+    """The weights that ``model.encoder_path`` names; None: the encoder begins with random ones. Raises ConfigError
+    where no weights are named, and as ``find_weights`` and ``find_vit``."""
+    if model.climate_encoder == "grid_vit":
+        return None if model.encoder_path is None else find_vit(encoder_path(model))
+    return None if model.random_init else find_weights(encoder_path(model))
+
+
+def open_encoder(
+    model: ModelConfig, facts: FieldFacts, dtype: torch.dtype = torch.float32, trained: Trained | None = None
+) -> PrithviEncoder | GridVit:
+    """The encoder of the configuration on the CPU; ``dtype``: of weights that do not train. ``trained``: its weights,
+    where they were looked up already.
 
     ``random_init`` draws the same weights always, from a seed of its own; those of ``grid_vit`` follow from torch's
-    generator. Raises ConfigError where no weights are named, and as
-    ``find_weights``.
+    generator. Raises as ``trained_encoder``.
     """
     trains = trains_encoder(model)
+    trained = trained_encoder(model) if trained is None else trained
+    if isinstance(trained, EncoderWeights):
+        layers = checkpointed_layers(model, trained.shape.layers) if trains else ()
+        return _frozen_unless(open_prithvi(trained, model, torch.float32 if trains else dtype, layers), trains, dtype)
     if model.climate_encoder == "grid_vit":
-        return _frozen_unless(_open_vit(model, facts, trains=trains), trains, dtype)
-    if model.random_init:
-        shape = random_shape(model.prithvi)
-        layers = checkpointed_layers(model, shape.layers) if trains else ()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return _frozen_unless(PrithviEncoder(shape, model, checkpointed=layers), trains, dtype)
-    path = encoder_path(model)
-    found = find_weights(path)
-    layers = checkpointed_layers(model, found.shape.layers) if trains else ()
-    return _frozen_unless(open_prithvi(found, model, torch.float32 if trains else dtype, layers), trains, dtype)
+        return _frozen_unless(_open_vit(model, facts, trained), trains, dtype)
+    shape = random_shape(model.prithvi)
+    layers = checkpointed_layers(model, shape.layers) if trains else ()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _frozen_unless(PrithviEncoder(shape, model, checkpointed=layers), trains, dtype)
 
 
-def _open_vit(model: ModelConfig, facts: FieldFacts, *, trains: bool) -> GridVit:
+def shaped_encoder(
+    model: ModelConfig, facts: FieldFacts, trained: Trained | None, dtype: torch.dtype
+) -> PrithviEncoder | GridVit:
+    """The same with new weights, for where nothing but sizes counts."""
+    trains = trains_encoder(model)
+    with made_in(torch.float32 if trains else dtype):
+        if model.climate_encoder == "grid_vit":
+            shape = trained.shape if isinstance(trained, TrainedVit) else model.grid_vit
+            layers = checkpointed_layers(model, shape.depth) if trains else ()
+            own = model.model_copy(update={"grid_vit": shape})
+            return GridVit(own, facts.channels, facts.times, facts.static, layers).requires_grad_(trains)
+        sizes = trained.shape if isinstance(trained, EncoderWeights) else random_shape(model.prithvi)
+        layers = checkpointed_layers(model, sizes.layers) if trains else ()
+        return PrithviEncoder(sizes, model, checkpointed=layers).requires_grad_(trains)
+
+
+def _open_vit(model: ModelConfig, facts: FieldFacts, trained: TrainedVit | None) -> GridVit:
     reads = (facts.channels, facts.times, facts.static)
-    if model.encoder_path is None:
+    if trained is None:
         return GridVit(model, *reads, checkpointed_layers(model, model.grid_vit.depth))
-    found = find_vit(encoder_path(model))
-    require_reads(found, reads)
-    layers = checkpointed_layers(model, found.shape.depth) if trains else ()
-    encoder = GridVit(model.model_copy(update={"grid_vit": found.shape}), *reads, layers)
-    encoder.load_state_dict(found.weights)
+    require_reads(trained, reads)
+    layers = checkpointed_layers(model, trained.shape.depth) if trains_encoder(model) else ()
+    encoder = GridVit(model.model_copy(update={"grid_vit": trained.shape}), *reads, layers)
+    encoder.load_state_dict(trained.weights)
     return encoder
 
 
@@ -114,22 +142,12 @@ def encoder_path(model: ModelConfig) -> Path:
     return Path(model.encoder_path).expanduser()
 
 
-def own_scalers(model: ModelConfig) -> Scalers | None:
-    """The scalers that the encoder's weights were trained with; None: those of the data are to be used."""
-    if model.climate_encoder == "grid_vit":
-        return None if model.encoder_path is None else find_vit(encoder_path(model)).scalers
-    if model.random_init:
-        return None
-    return find_weights(encoder_path(model)).scalers
-
-
-def own_channels(model: ModelConfig) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+def own_channels(model: ModelConfig, trained: Trained | None) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     """Names of the channels and of the static fields that the encoder reads, in its order; None: any of them."""
+    if isinstance(trained, TrainedVit):
+        return trained.names, trained.static
     if model.climate_encoder == "grid_vit":
-        if model.encoder_path is None:
-            return None
-        found = find_vit(encoder_path(model))
-        return found.names, found.static
+        return None
     return tuple(channel.name for channel in MERRA2_160), tuple(channel.name for channel in CONSTANT)
 
 

@@ -20,6 +20,7 @@ from sensorium.engine.contract import Batch, Evaluation, Source, Table
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import DataError
 from sensorium.families.climate_text import scoring
+from sensorium.families.climate_text.assumed import assumed
 from sensorium.families.climate_text.attention import looked_at
 from sensorium.families.climate_text.controls import CONTROLS, asked
 from sensorium.families.climate_text.data import EvalSource, collate
@@ -109,7 +110,7 @@ class ClimateEvaluator:
         overlaps = {name: scoring.overlap(_references(judged, source), judged.texts[name]) for name in judged.texts}
         if overlaps["own"].rouge_l is not None and overlaps["own"].bleu is not None:
             metrics |= {"rouge_l": overlaps["own"].rouge_l, "bleu": overlaps["own"].bleu}
-        tables = [_answers_table(judged, metrics, overlaps), _used_table(compared)]
+        tables = [_answers_table(judged, metrics, overlaps, source), _used_table(compared)]
         for found, table in (_by_likelihood(collected["ranked"].numpy(), source), _numbers(judged, source)):
             metrics |= found
             tables += table
@@ -228,7 +229,9 @@ def _not_used(compared: Mapping[str, Difference]) -> str:
 # --- tables
 
 
-def _answers_table(judged: _Judged, metrics: Mapping[str, float], overlaps: Mapping[str, scoring.Overlap]) -> Table:
+def _answers_table(
+    judged: _Judged, metrics: Mapping[str, float], overlaps: Mapping[str, scoring.Overlap], source: EvalSource
+) -> Table:
     facts = _told(judged)
     lines = []
     for name, words in (*_ROWS.items(), ("usual", _USUAL)):
@@ -242,6 +245,7 @@ def _answers_table(judged: _Judged, metrics: Mapping[str, float], overlaps: Mapp
         "Percent of facts that the generated text tells rightly; what cannot be read is wrong, and a size may be 10 % "
         f"off. Perplexity of the references over the whole split. Words: {overlaps['own'].version}."
     )
+    note = " ".join([note, *(f"{one[0].upper()}{one[1:]}." for one in assumed(source.part))])
     return Table("Answers", columns, tuple(lines), note)
 
 

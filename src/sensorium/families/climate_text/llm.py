@@ -20,6 +20,7 @@ from sensorium.families.climate_text.config import LoraConfig, ModelConfig
 from sensorium.families.climate_text.tiny_llm import RANDOM, random_llm, random_tokenizer
 from sensorium.parts.encoders_base import LOAD_ERRORS, load_pretrained, quiet, reason
 from sensorium.parts.encoders_hub import model_folder
+from sensorium.parts.live import made_in
 from sensorium.parts.lora import FusedLora
 
 if TYPE_CHECKING:
@@ -94,6 +95,20 @@ def open_llm(model: ModelConfig, dtype: torch.dtype = torch.float32) -> PreTrain
     found: Any = random_llm() if model.llm == RANDOM else _trained_llm(model, dtype)
     ready: PreTrainedModel = found.to(dtype).eval().requires_grad_(not model.freeze_llm)
     return ready
+
+
+def shaped_llm(model: ModelConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The same with new weights, for where nothing but sizes counts; no weights are looked for. Raises ConfigError."""
+    dtype = dtype if model.freeze_llm else torch.float32
+    with quiet(), made_in(dtype):
+        if model.llm == RANDOM:
+            return random_llm().requires_grad_(not model.freeze_llm)
+        from transformers import AutoModelForCausalLM
+
+        config = _read_config(llm_folder(model, weights=False), model.llm)
+        require_known((config.architectures or ["(none)"])[0], model.llm)
+        found: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return found.requires_grad_(not model.freeze_llm)
 
 
 def _trained_llm(model: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -333,12 +333,16 @@ class ClimateTextFusion(nn.Module):
 
     def features(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Hidden states that know the field, ``[B, S, E]``, and their mean over the text, ``[B, E]`` float32."""
+        hidden = self.hidden(batch)
+        return hidden, masked_mean(hidden, batch["attention_mask"])
+
+    def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The first of ``features`` alone."""
         running = self._begin(batch, prompt_mask(batch))
         given = self._given(batch, running)
         with self._holder.holding(running):
             hidden: Tensor = self.llm.base_model(**given, use_cache=False).last_hidden_state
-        hidden = hidden[:, -batch["input_ids"].shape[1] :]
-        return hidden, masked_mean(hidden, batch["attention_mask"])
+        return hidden[:, -batch["input_ids"].shape[1] :]
 
     def _run(self, batch: Mapping[str, Tensor], running: Running) -> Any:
         given = self._given(batch, running)

@@ -15,11 +15,17 @@ from sensorium.engine.contract import Host, Sources
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.climate_text import scoring
-from sensorium.families.climate_text.config import ModelConfig
 from sensorium.families.climate_text.controls import asked
 from sensorium.families.climate_text.data import DataConfig, EvalSource, Inputs, Part, TrainSource, measured, open_part
 from sensorium.families.climate_text.data import texts as texts_of
-from sensorium.families.climate_text.encoders import FieldFacts, open_encoder, own_channels, own_scalers, trains_encoder
+from sensorium.families.climate_text.encoders import (
+    FieldFacts,
+    Trained,
+    open_encoder,
+    own_channels,
+    trained_encoder,
+    trains_encoder,
+)
 from sensorium.families.climate_text.grid_vit import layout
 from sensorium.families.climate_text.llm import open_tokenizer, precision_notes
 from sensorium.families.climate_text.task import FROZEN_DTYPES, sections
@@ -38,11 +44,11 @@ def sources(config: RunConfig, host: Host, opened: Opener = open_part) -> Source
     texts = texts_of(open_tokenizer(model), data)  # say now what cannot be had, not after the data were read
     for note in precision_notes(model, config.train.precision):
         host.say(note)
-    scalers = own_scalers(model)
+    trained = trained_encoder(model)
     folders = _folders(data, host)
-    train = opened(folders["train"], data, _names(model, data))
+    train = opened(folders["train"], data, _names(config, trained))
     kept = tree.scalers(train.folder) if train.load is tree.load else None  # of the files, not of what is made of them
-    scalers = scalers or kept or measured(train)
+    scalers = (None if trained is None else trained.scalers) or kept or measured(train)
     others = {split: opened(folders[split], data, train.names) for split in ("val", "test") if split in folders}
     for split, part in {"train": train, **others}.items():
         _say(host, split, part)
@@ -53,7 +59,7 @@ def sources(config: RunConfig, host: Host, opened: Opener = open_part) -> Source
     for part in (train, *others.values()):
         _require_fit(part, plain)
     if data.cache and not trains_encoder(model):
-        plain = replace(plain, tokens=_tokens(config, plain, [train, *others.values()], host))
+        plain = replace(plain, tokens=_tokens(config, trained, plain, [train, *others.values()], host))
     usual = scoring.majority(asked(entry) for entry in train.entries)
     looked = data.evaluation
     held = {
@@ -64,10 +70,11 @@ def sources(config: RunConfig, host: Host, opened: Opener = open_part) -> Source
     return Sources(TrainSource(train, inputs), held.get("val"), held.get("test"))
 
 
-def _names(model: ModelConfig, data: DataConfig) -> Sequence[str] | None:
+def _names(config: RunConfig, trained: Trained | None) -> Sequence[str] | None:
     """The channels that the encoder's weights read, in their order; None: any. Raises ConfigError where others are
     wanted."""
-    own = own_channels(model)
+    model, data = sections(config)
+    own = own_channels(model, trained)
     if own is not None and data.variables is not None and (wanted := channels.names_of(data.variables)) != own[0]:
         odd = sorted(set(wanted) ^ set(own[0]))
         more = f"; {odd[0]} is on one side only" if odd else ", in another order"
@@ -84,10 +91,12 @@ def _require_fit(part: Part, inputs: Inputs) -> None:
             inputs.text(part, number)
 
 
-def _tokens(config: RunConfig, inputs: Inputs, parts: Sequence[Part], host: Host) -> TokenStore:
+def _tokens(
+    config: RunConfig, trained: Trained | None, inputs: Inputs, parts: Sequence[Part], host: Host
+) -> TokenStore:
     """Of all fields, encoded on the host's device; the encoder is gone afterwards."""
     model, _ = sections(config)
-    encoder = open_encoder(model, field_facts(inputs, parts[0]), FROZEN_DTYPES[config.train.precision])
+    encoder = open_encoder(model, field_facts(inputs, parts[0]), FROZEN_DTYPES[config.train.precision], trained)
     return cached(encoder, inputs, parts, features.default_root(), host)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from sensorium.engine.contract import Host
 from sensorium.families.climate_text.data import Inputs, Part
 from sensorium.families.climate_text.encoders import Encoder
 from sensorium.families.climate_text.tokens import window_centres
+from sensorium.files import make_folder, require_space
 
 DTYPE: Dtype = "float16"
 _FORMAT = 1
@@ -86,11 +88,13 @@ class FieldEncoder:
 @dataclass(frozen=True)
 class TokenStore:
     """Tokens of the fields of some splits. ``keys``: of each entry, by folder of the split; ``window``: side lengths of
-    what a token stands for, in grid points."""
+    what a token stands for, in grid points; ``encoded``: fields that were not there, and the ``seconds`` they took."""
 
     store: FeatureStore
     keys: Mapping[Path, Sequence[str]]
     window: tuple[int, int]
+    encoded: int = 0
+    seconds: float = 0.0
 
     @property
     def width(self) -> int:
@@ -113,7 +117,7 @@ class TokenStore:
 
 
 def cached(encoder: Encoder, inputs: Inputs, parts: Sequence[Part], root: Path, host: Host) -> TokenStore:
-    """Encode what is not there yet; processes share the work. Raises DataError."""
+    """Encode what is not there yet; processes share the work. Raises DataError, and DiskError before it begins."""
     frozen = FieldEncoder(encoder, inputs, host.device)
     recorded = {"encoder": frozen.name} | {name: importlib.metadata.version(name) for name in encoder.packages}
     store = FeatureStore(root, frozen.identity, DTYPE, recorded, host.say)
@@ -124,17 +128,30 @@ def cached(encoder: Encoder, inputs: Inputs, parts: Sequence[Part], root: Path, 
             keys.append(key_of(frozen.prepare(field)))
             advance(place, len(fields))
     missing = len(store.missing(keys))
+    if missing:
+        _require_room(frozen, store, missing, host)
+    begun = time.monotonic()
     with host.progress("encode fields", missing) as advance:
         options = features.FillOptions(
             dtype=DTYPE, rank=host.rank, world_size=host.world, barrier=host.barrier, progress=advance, say=host.say
         )
         features.complete(store, frozen, keys, fields, options)
+    seconds = time.monotonic() - begun
     by_folder: dict[Path, list[str]] = {part.folder: [] for part in parts}
     for field, key in zip(fields, keys, strict=True):
         by_folder[field.part.folder].append(key)
     first = frozen.prepare(fields[0])["field"]
     window = encoder.window(*first.shape[-2:], first.shape[0])
-    return TokenStore(store, by_folder, window)
+    return TokenStore(store, by_folder, window, missing, seconds)
+
+
+def _require_room(frozen: FieldEncoder, store: FeatureStore, missing: int, host: Host) -> None:
+    """Say how much will be written at most, and raise DiskError where there is no room for it."""
+    size = missing * frozen.encoder.settings.max_climate_tokens * frozen.width * np.dtype(DTYPE).itemsize
+    make_folder(store.root)
+    what = f"the kept tokens of {missing:,} fields (up to {size / 1e9:.2f} GB)"
+    require_space(store.root, size, what)
+    host.say(f"{what} are written to {store.folder}")
 
 
 def key_of(climate: Mapping[str, Any]) -> str:

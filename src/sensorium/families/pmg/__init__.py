@@ -7,7 +7,9 @@ from sensorium.families.pmg.adapter_files import begin_with, write_adapter
 from sensorium.families.pmg.config import DataConfig, ModelConfig
 from sensorium.families.pmg.evaluator import PMGEvaluator
 from sensorium.families.pmg.gallery import pictures
+from sensorium.families.pmg.memory import demand
 from sensorium.families.pmg.presets import PRESETS
+from sensorium.families.pmg.prospects import outlook
 from sensorium.families.pmg.sources import facts, sources
 from sensorium.families.pmg.task import after_step, build, group
 from sensorium.families.pmg.use import Pictures
@@ -29,5 +31,7 @@ FAMILY = Family(
     pictures=pictures,
     use=Pictures.of_run,
     proof="personal",
+    outlook=outlook,
+    demand=demand,
     exports={"hf": write_adapter},
 )

@@ -115,6 +115,20 @@ def open_unet(folder: Path, dtype: torch.dtype = torch.float32) -> UNet2DConditi
     return found
 
 
+def new_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
+    """One of the same sizes with new weights, frozen."""
+    with silent():
+        from diffusers import UNet2DConditionModel
+
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)  # cast afterwards, its tensors could not be fake ones
+        try:
+            found: UNet2DConditionModel = UNet2DConditionModel.from_config(read_config(folder / "unet"))
+        finally:
+            torch.set_default_dtype(usual)
+    return found.eval().requires_grad_(False)
+
+
 def open_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """Its VAE; float32 unless told otherwise: decoders overflow in fp16."""
     with silent():

@@ -82,6 +82,15 @@ def open_trunk(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> P
     return found.eval().requires_grad_(False)
 
 
+def new_trunk(folder: Path, name: str, dtype: torch.dtype) -> PreTrainedModel:
+    """One of the same sizes with new weights, without its output head, frozen. Raises ConfigError."""
+    from transformers import AutoModel
+
+    with quiet():
+        found: PreTrainedModel = AutoModel.from_config(read_config(folder, name), dtype=dtype)
+    return found.eval().requires_grad_(False)
+
+
 def open_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises ConfigError."""
     from transformers import AutoTokenizer

@@ -69,17 +69,14 @@ class PMGAdapter(nn.Module):
             shape = (sizes.layers, 2, sizes.heads, sizes.prefix, sizes.head_size)
             self.prefix_L2KPD = nn.Parameter(torch.zeros(shape))
 
-    def soft_tokens(
-        self, trunk: PreTrainedModel, ids_BT: Tensor, text_BT: Tensor, values: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
-        """S, ``[B, N, d]`` float32: what the histories ``ids_BT`` say of their users' taste. ``values``: other values
-        of the parameters, by name (a moving average)."""
-        found = dict(self.named_parameters()) if values is None else values
-        if not self.sizes.soft:
+    def forward(self, trunk: PreTrainedModel, ids_BT: Tensor, text_BT: Tensor) -> Tensor:
+        """S, ``[B, N, d]`` float32: what the histories ``ids_BT`` say of their users' taste."""
+        if self.image_prompt_NH is None or self.mapping is None:
             return torch.zeros(len(ids_BT), 0, self.sizes.told, device=ids_BT.device)
-        hidden_BNH = read_history(trunk, found.get("prefix_L2KPD"), found["image_prompt_NH"], ids_BT, text_BT)
+        hidden_BNH = read_history(trunk, self.prefix_L2KPD, self.image_prompt_NH, ids_BT, text_BT)
         with torch.autocast(hidden_BNH.device.type, enabled=False):
-            return nn.functional.linear(hidden_BNH.float(), found["mapping.weight"], found["mapping.bias"])
+            found: Tensor = self.mapping(hidden_BNH.float())
+        return found
 
     @torch.no_grad()
     def initialise(self, trunk: PreTrainedModel, how: Init, preface_P: Tensor) -> None:

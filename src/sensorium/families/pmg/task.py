@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from sensorium.engine.contract import Batch, Output
 from sensorium.engine.settings import RunConfig
@@ -110,8 +111,10 @@ class PMGTask(nn.Module):
 
     def soft(self, ids_BT: Tensor, text_BT: Tensor) -> Tensor:
         """Soft tokens of histories, ``[B, N, d]`` float32; in eval mode of the moving average, where there is one."""
-        values = self.average.values() if self.average is not None and not self.training else None
-        return self.adapter.soft_tokens(self.llm, ids_BT, text_BT, values)
+        values = self.average.values() if self.average is not None and not self.training else {}
+        # Called as a module: ZeRO 3 puts its parameters together only then.
+        found: Tensor = functional_call(self.adapter, values, (self.llm, ids_BT, text_BT))
+        return found
 
     def told(self, batch: Mapping[str, Tensor], soft_BNd: Tensor) -> Told:
         """What the UNet is told in training: as the configuration has it."""
