@@ -152,7 +152,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--users", type=int, default=240, help="users to train on")
     parser.add_argument("--held", type=int, default=60, help="users to draw for")
     parser.add_argument("--vae-steps", type=int, default=300)
-    parser.add_argument("--unet-steps", type=int, default=450)
+    parser.add_argument("--unet-steps", type=int, default=900)
     parser.add_argument("settings", nargs="*", help="of the run, section.key=value")
     given = parser.parse_args()
     if min(given.users, given.held) < len(COLOURS):
