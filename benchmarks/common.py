@@ -58,6 +58,22 @@ def side_by_side(
     return results
 
 
+def sensorium(*words: object) -> None:
+    """The command line, in a process of its own."""
+    subprocess.run([sys.executable, "-m", "sensorium", *map(str, words)], check=True)
+
+
+def trained_run(run: Path, family: str, preset: str, *settings: str) -> Path:
+    """A finished run: trained, gone on with if it was begun, or left as it is."""
+    if (run / "report.html").exists():
+        return run
+    if (run / "config.yaml").exists():
+        sensorium("resume", run)
+    else:
+        sensorium("train", family, preset, "--run", run, *settings)
+    return run
+
+
 def median(results: Sequence[Result], key: str) -> float:
     return statistics.median(float(result[key]) for result in results)
 

@@ -7,7 +7,7 @@
 
 SMOLLM2: a Hugging Face folder of SmolLM2-135M, or any other causal language model. What the world holds, how captions
 are made and what is held out: `pmg_emoji_world.py`. No Stable Diffusion comes in a package, so one is trained first on
-full captions (`pmg_emoji_pipeline.py`) and frozen; then the adapter trains, by the command `sensorium train pmg`, on
+full captions (`pmg_pipeline.py`) and frozen; then the adapter trains, by the command `sensorium train pmg`, on
 histories whose captions say how things are drawn and on targets whose captions do not. Each of `--rates` is a run; the
 best on validation draws, by `sensorium generate`: each row a thing, each column a user, the same noise in a row.
 
@@ -18,17 +18,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from common import machine, table
+import numpy as np
+from common import machine, sensorium, table, trained_run
 from PIL import Image
-from pmg_emoji_pipeline import make_pipeline
 from pmg_emoji_world import SIDE, WAYS, drawings, things, write_world
+from pmg_pipeline import Plan, Row, make_pipeline
 
 from sensorium import files
 from sensorium.engine.files import read_lines
@@ -39,6 +38,7 @@ SPLITS = ("val", "test")
 LEAST_THINGS, LEAST_USERS = 34, 50  # so that each way has users and things in validation and test
 GUIDANCE = 3.0
 LARGE = 96  # pixels of a picture in the grid
+NO_WAY, NOTHING = 0.2, 0.1  # shares of captions that leave out the way, or everything
 SETTINGS = (
     "data.negative_prompt=",
     f"data.image_size={SIDE}",
@@ -54,25 +54,43 @@ SETTINGS = (
 )
 
 
-def sensorium(*words: object) -> None:
-    """The command line, in a process of its own."""
-    subprocess.run([sys.executable, "-m", "sensorium", *map(str, words)], check=True)
+def captions(row: Row) -> list[str]:
+    """Of a picture, in all phrasings of its way."""
+    return [way.format(row["name"]) for way in WAYS[row["way"]]]
+
+
+def caption(row: Row, draws: np.random.Generator) -> str:
+    """Of a picture: in one of the phrasings of its way, the name alone, or nothing."""
+    ways = WAYS[row["way"]]
+    chosen, coin = ways[int(draws.integers(len(ways)))], draws.random()
+    if coin < NOTHING:
+        return ""
+    return row["name"] if coin < NOTHING + NO_WAY else chosen.format(row["name"])
+
+
+PLAN = Plan(
+    side=SIDE,
+    vae=(16, 32, 64, 96),
+    channels=8,
+    unet=(96, 192),
+    groups=(8, 16),
+    rows=(16, 32),
+    rates=(1e-3, 1e-3),
+    words=1500,
+    length=24,
+    width=128,
+    texts=captions,
+    caption=caption,
+)
 
 
 def train(given: argparse.Namespace, rate: float) -> Path:
-    """The run of a learning rate, gone on with if it was begun."""
-    run = given.out / f"pmg-{rate:g}"
-    if (run / "report.html").exists():
-        return run
-    if (run / "config.yaml").exists():
-        sensorium("resume", run)
-        return run
+    """The run of a learning rate."""
     world = given.out / "world"
     data = [f"data.{split}_json={world / split}.json" for split in ("train", "val", "test")]
     models = [f"model.llm={given.llm}", f"model.stable_diffusion={given.out / 'stable_diffusion'}"]
     settings = [*data, *models, *SETTINGS, f"optim.lr={rate:g}", *given.settings]
-    sensorium("train", "pmg", "recommended", "--run", run, *settings)
-    return run
+    return trained_run(given.out / f"pmg-{rate:g}", "pmg", "recommended", *settings)
 
 
 def scores(run: Path) -> dict[str, Mapping[str, float]]:
@@ -156,7 +174,7 @@ def main() -> None:
         write_world(world, drawings([one.chars for one in known], font, given.fluent), known, given.users)
     if not (given.out / "stable_diffusion").exists():
         steps = (given.vae_steps, given.unet_steps)
-        print(make_pipeline(world, given.out, given.out / "stable_diffusion", steps), flush=True)
+        print(make_pipeline(world, given.out / "stable_diffusion", PLAN, steps), flush=True)
     runs = {rate: train(given, rate) for rate in given.rates}
     columns = ("learning rate", *(f"{split}: {name}" for split in SPLITS for name in ("own", "alone", "other")))
     found = {rate: scores(run) for rate, run in runs.items()}

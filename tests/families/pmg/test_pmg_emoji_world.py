@@ -95,7 +95,7 @@ def test_pictures_are_framed_and_stroked(world_module: ModuleType) -> None:
 def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("diffusers")
     monkeypatch.syspath_prepend(BENCHMARKS)
-    module = importlib.import_module("pmg_emoji_pipeline")
+    module = importlib.import_module("pmg_pipeline")
     monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
     for name in "ab":
         (tmp_path / name).mkdir()

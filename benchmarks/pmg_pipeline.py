@@ -1,7 +1,7 @@
-"""A small Stable Diffusion for `pmg_emoji.py`: VAE, then UNet and text encoder, trained from nothing on captions that
-name the thing and the way it is drawn, and written as a folder of diffusers.
+"""A small Stable Diffusion for `pmg_emoji.py` and `pmg_taste.py`: VAE, then UNet and text encoder, trained from nothing
+on pictures and captions, and written as a folder of diffusers.
 
-Legend: B rows, C channels and h, w sides of latents, M tokens of a text, d width of what the UNet is told.
+Legend: N pictures, C channels and h, w sides of latents.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
-from pmg_emoji_world import SIDE, WAYS
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,16 +27,39 @@ from sensorium.data.media import load_image
 from sensorium.engine.seeds import derive, generator
 from sensorium.families.pmg.losses import noisy, snr_weight
 
-CHANNELS, LENGTH, WIDTH, WORDS = 8, 24, 128, 1500
-VAE_ROWS, UNET_ROWS = 16, 32
 KL, GAMMA = 1e-6, 5.0
-NO_WAY, NOTHING = 0.2, 0.1  # shares of captions that leave out the way, or everything
+Row = dict[str, str]  # of `pictures.json`: a picture's file, `image`, and what there is to say of it
 START, END, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
 SCHEDULE = {
     **{"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon"},
     **{"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
 }
 SAVE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes, training, and what is said of a picture. Pairs are of the VAE and of the UNet.
+
+    ``side``: pixels; ``channels``: of latents, whose side is a half of ``side`` for each of ``vae`` but the first;
+    ``groups``: in which channels are normalised; ``rows`` of a step; ``words`` of the tokenizer; ``length`` of a
+    text in tokens; ``width`` of what the UNet is told; ``texts``: all captions of a picture; ``caption``: one of
+    them, or less, drawn; ``straight``: see ``straighten``.
+    """
+
+    side: int
+    vae: tuple[int, ...]
+    channels: int
+    unet: tuple[int, ...]
+    groups: tuple[int, int]
+    rows: tuple[int, int]
+    rates: tuple[float, float]
+    words: int
+    length: int
+    width: int
+    texts: Callable[[Row], Iterable[str]]
+    caption: Callable[[Row, np.random.Generator], str]
+    straight: bool = False
 
 
 def trained(path: Path, parts: nn.ModuleDict, rates: tuple[float, int], loss_of: Callable[[int], Tensor]) -> EMAModel:
@@ -91,33 +114,49 @@ def keep(path: Path, parts: nn.ModuleDict, optimizer: torch.optim.Optimizer, ave
         torch.save(state, file)
 
 
-def pixels_of(folder: Path, rows: Sequence[dict[str, str]]) -> Tensor:
-    """Pictures ``[N, 3, SIDE, SIDE]`` in -1..1."""
+def pixels_of(folder: Path, rows: Sequence[Row]) -> Tensor:
+    """Pictures ``[N, 3, side, side]`` in -1..1."""
     arrays = [np.asarray(load_image(folder / row["image"]), np.float32) for row in rows]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).div(127.5).sub(1).contiguous()
 
 
-def new_vae() -> AutoencoderKL:
-    """Eight pixels a side of one latent."""
-    return AutoencoderKL(
-        block_out_channels=(16, 32, 64, 96),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+def new_vae(plan: Plan) -> AutoencoderKL:
+    """Random, or random but for a straight way through it."""
+    vae = AutoencoderKL(
+        block_out_channels=plan.vae,
+        down_block_types=("DownEncoderBlock2D",) * len(plan.vae),
+        up_block_types=("UpDecoderBlock2D",) * len(plan.vae),
         layers_per_block=1,
-        norm_num_groups=8,
-        latent_channels=CHANNELS,
-        sample_size=SIDE,
+        norm_num_groups=plan.groups[0],
+        latent_channels=plan.channels,
+        sample_size=plan.side,
         mid_block_add_attention=False,
     )
+    if plan.straight:
+        straighten(vae, plan.channels)
+    return vae
 
 
-def train_vae(out: Path, pixels: Tensor, steps: int) -> AutoencoderKL:
+def straighten(vae: AutoencoderKL, channels: int) -> None:
+    """Let a VAE begin as one that takes a pixel of each block and repeats it: from nothing it learns edges first and
+    colours last, hundreds of steps later."""
+    for name, part in vae.named_modules():
+        if name.endswith("conv_norm_out"):
+            nn.init.constant_(part.bias, 2.0)  # so that the activation behind it hardly bends
+        elif isinstance(part, nn.Conv2d) and not name.endswith("conv1"):
+            (nn.init.zeros_ if name.endswith("conv2") else nn.init.dirac_)(part.weight)
+            nn.init.zeros_(part.bias)
+    with torch.no_grad():
+        vae.quant_conv.bias[channels:] -= 6.0  # logarithm of the variance: latents with little noise
+
+
+def train_vae(out: Path, plan: Plan, pixels: Tensor, steps: int) -> AutoencoderKL:
     """On pictures, half of them mirrored: absolute and squared error, and a very small divergence from N(0, 1)."""
     torch.manual_seed(0)
-    vae = new_vae().to(memory_format=torch.channels_last)
+    vae = new_vae(plan).to(memory_format=torch.channels_last)
 
     def loss_of(step: int) -> Tensor:
-        chosen = pixels[torch.randint(len(pixels), (VAE_ROWS,))]
+        chosen = pixels[torch.randint(len(pixels), (plan.rows[0],))]
         if step % 2:
             chosen = chosen.flip(3)
         chosen = chosen.contiguous(memory_format=torch.channels_last)
@@ -126,7 +165,7 @@ def train_vae(out: Path, pixels: Tensor, steps: int) -> AutoencoderKL:
         error = functional.l1_loss(made, chosen) + functional.mse_loss(made, chosen)
         return error + KL * found.kl().mean()
 
-    average = trained(out / "vae.pt", nn.ModuleDict({"vae": vae}), (1e-3, steps), loss_of)
+    average = trained(out / "vae.pt", nn.ModuleDict({"vae": vae}), (plan.rates[0], steps), loss_of)
     average.copy_to(vae.parameters())
     return vae.eval().requires_grad_(False)
 
@@ -138,67 +177,82 @@ def moments_of(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([one.mean for one in found]), torch.cat([one.std for one in found])
 
 
-def new_tokenizer(texts: Iterable[str]) -> CLIPTokenizer:
-    """One whose common words are one token."""
+def kept_tokenizer(work: Path, plan: Plan, rows: Sequence[Row]) -> CLIPTokenizer:
+    """One whose common words are one token, from `tokenizer.json`, which is written first where it is not there.
+
+    Words as frequent as each other get their numbers by chance, so a state that was trained without that file can not
+    be gone on with, and is removed.
+    """
+    path = work / "tokenizer.json"
+    if not path.exists():
+        files.remove(work / "unet.pt")
+        files.write_json(path, learned_words(plan, rows))
+    learned = json.loads(path.read_text())
+    merges = [tuple(pair) for pair in learned["merges"]]
+    return CLIPTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=plan.length)
+
+
+def learned_words(plan: Plan, rows: Sequence[Row]) -> dict[str, Any]:
+    """Vocabulary and merges of byte pair encoding, learned from all captions."""
     words = Tokenizer(models.BPE(end_of_word_suffix=SUFFIX))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(
-        vocab_size=WORDS, special_tokens=[START, END], end_of_word_suffix=SUFFIX, show_progress=False
+        vocab_size=plan.words, special_tokens=[START, END], end_of_word_suffix=SUFFIX, show_progress=False
     )
     letters = "abcdefghijklmnopqrstuvwxyz0123456789 ' - , . ( ) & !"
-    words.train_from_iterator([*(text.lower() for text in texts), *letters], trainer)
-    learned = json.loads(words.to_str())["model"]
-    merges = [tuple(pair) for pair in learned["merges"]]
-    return CLIPTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=LENGTH)
+    texts = (text.lower() for row in rows for text in plan.texts(row))
+    words.train_from_iterator([*texts, *letters], trainer)
+    learned: dict[str, Any] = json.loads(words.to_str())["model"]
+    return {"vocab": learned["vocab"], "merges": learned["merges"]}
 
 
-def new_parts(tokenizer: CLIPTokenizer) -> nn.ModuleDict:
+def new_parts(plan: Plan, tokenizer: CLIPTokenizer) -> nn.ModuleDict:
     """UNet and text encoder, random."""
     torch.manual_seed(1)
     vocabulary = tokenizer.get_vocab()
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(vocabulary),
-            hidden_size=WIDTH,
-            intermediate_size=2 * WIDTH,
+            hidden_size=plan.width,
+            intermediate_size=2 * plan.width,
             num_hidden_layers=2,
             num_attention_heads=4,
-            max_position_embeddings=LENGTH,
+            max_position_embeddings=plan.length,
             bos_token_id=vocabulary[START],
             eos_token_id=vocabulary[END],
             pad_token_id=vocabulary[END],
         )
     )
     unet = UNet2DConditionModel(
-        sample_size=SIDE // 8,
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
-        block_out_channels=(96, 192),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        sample_size=plan.side // 2 ** (len(plan.vae) - 1),
+        in_channels=plan.channels,
+        out_channels=plan.channels,
+        block_out_channels=plan.unet,
+        down_block_types=("CrossAttnDownBlock2D",) * len(plan.unet),
+        up_block_types=("CrossAttnUpBlock2D",) * len(plan.unet),
         layers_per_block=1,
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=plan.width,
         attention_head_dim=4,
-        norm_num_groups=16,
+        norm_num_groups=plan.groups[1],
     )
     return nn.ModuleDict({"unet": unet, "text_encoder": text})
 
 
 def train_unet(
-    out: Path, tokenizer: CLIPTokenizer, rows: Sequence[dict[str, str]], latents: tuple[Tensor, Tensor], steps: int
+    out: Path, plan: Plan, tokenizer: CLIPTokenizer, rows: Sequence[Row], latents: tuple[Tensor, Tensor], steps: int
 ) -> nn.ModuleDict:
-    """On scaled latents (means, deviations) and captions: some leave out the way, some are empty."""
-    parts = new_parts(tokenizer).to(memory_format=torch.channels_last)
+    """UNet and text encoder, on scaled latents (means, deviations) and drawn captions."""
+    parts = new_parts(plan, tokenizer).to(memory_format=torch.channels_last)
     means, deviations = latents
     alphas_T: Tensor = DDIMScheduler(**SCHEDULE).alphas_cumprod
 
     def loss_of(step: int) -> Tensor:
         draws = generator(0, "captions", step)
-        chosen = draws.integers(len(rows), size=UNET_ROWS)
-        captions = [caption(rows[row], draws) for row in chosen]
-        ids = tokenizer(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
+        chosen = draws.integers(len(rows), size=plan.rows[1])
+        captions = [plan.caption(rows[row], draws) for row in chosen]
+        ids = tokenizer(captions, padding="max_length", max_length=plan.length, truncation=True, return_tensors="pt")
         clean = means[chosen] + deviations[chosen] * torch.randn_like(means[chosen])
-        timestep = torch.randint(len(alphas_T), (UNET_ROWS,))
+        timestep = torch.randint(len(alphas_T), (plan.rows[1],))
         noise, alpha = torch.randn_like(clean), alphas_T[timestep]
         told = parts["text_encoder"](input_ids=ids["input_ids"]).last_hidden_state
         seen = noisy(clean, noise, alpha).contiguous(memory_format=torch.channels_last)
@@ -206,25 +260,18 @@ def train_unet(
         error = (said - noise).square().flatten(1).mean(1)
         return (snr_weight("epsilon", alpha, GAMMA) * error).mean()
 
-    average = trained(out / "unet.pt", parts, (1e-3, steps), loss_of)
+    average = trained(out / "unet.pt", parts, (plan.rates[1], steps), loss_of)
     average.copy_to(parts.parameters())
     return parts.eval().requires_grad_(False)
 
 
-def caption(row: dict[str, str], draws: np.random.Generator) -> str:
-    """Of a picture: in one of the phrasings of its way, the name alone, or nothing."""
-    ways = WAYS[row["way"]]
-    chosen, coin = ways[int(draws.integers(len(ways)))], draws.random()
-    if coin < NOTHING:
-        return ""
-    return row["name"] if coin < NOTHING + NO_WAY else chosen.format(row["name"])
-
-
-def make_pipeline(world: Path, work: Path, target: Path, steps: tuple[int, int]) -> dict[str, Any]:
-    """Train what is not trained yet and write the folder; gives what is worth telling."""
-    rows: list[dict[str, str]] = json.loads((world / "pictures.json").read_text())
+def make_pipeline(world: Path, target: Path, plan: Plan, steps: tuple[int, int]) -> dict[str, Any]:
+    """Train on the pictures of a folder and write the folder ``target``, beside which the states of both trainings are
+    kept; gives what is worth telling. ``steps``: of the VAE and of the UNet."""
+    work = target.parent
+    rows: list[Row] = json.loads((world / "pictures.json").read_text())
     pixels = pixels_of(world, rows)
-    vae = train_vae(work, pixels, steps[0])
+    vae = train_vae(work, plan, pixels, steps[0])
     means, deviations = moments_of(vae, pixels)
     scaling = 1 / float(means.std())
     vae.register_to_config(scaling_factor=scaling)
@@ -232,8 +279,8 @@ def make_pipeline(world: Path, work: Path, target: Path, steps: tuple[int, int])
         made = torch.cat([vae.decode(some).sample for some in means.split(32)]).clamp(-1, 1)
     error = float((made - pixels).div(2).square().mean())
     print(f"VAE: PSNR {-10 * np.log10(error):.1f} dB, scaling factor {scaling:.3f}", flush=True)
-    tokenizer = new_tokenizer(way.format(row["name"]) for row in rows for way in WAYS[row["way"]])
-    parts = train_unet(work, tokenizer, rows, (means * scaling, deviations * scaling), steps[1])
+    tokenizer = kept_tokenizer(work, plan, rows)
+    parts = train_unet(work, plan, tokenizer, rows, (means * scaling, deviations * scaling), steps[1])
     pipeline = StableDiffusionPipeline(
         vae=vae,
         unet=parts["unet"],

@@ -1,0 +1,186 @@
+"""`pmg` in a world where taste can be counted: users love one of six colours, SmolLM2, a small Stable Diffusion.
+
+    OMP_NUM_THREADS=1 python benchmarks/pmg_taste.py --llm SMOLLM2 --out runs/pmg_taste
+
+SMOLLM2: a Hugging Face folder of SmolLM2-135M, or any other causal language model. The world: `pmg_taste_world.py`. A
+Stable Diffusion is trained first on full captions, "a red circle" (`pmg_pipeline.py`), and frozen. Then the adapter
+trains, by the command `sensorium train pmg`: the captions of a history name the colour, that of the target does not.
+Then `sensorium generate` draws for users that nothing has seen, four times with the same noise: with their own soft
+tokens, with those of a user who loves another colour, from the caption alone, and from the full caption, which is what
+Stable Diffusion can do at best. Counted are pictures of the user's colour, and of the shape that was asked for.
+
+What is finished is not repeated and what is not goes on, so the script may be killed and started again. `--name NAME`
+trains another adapter beside those that are there, on the same Stable Diffusion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from common import machine, sensorium, table, trained_run
+from PIL import Image
+from pmg_pipeline import Plan, Row, make_pipeline
+from pmg_taste_world import PLAIN, SIDE, caption, colour_of, shape_of, write_world
+
+from sensorium import files
+from sensorium.data.media import load_image
+from sensorium.families.pmg.drawing import folder_of
+from sensorium.families.pmg.toy import COLOURS
+from sensorium.metrics.bootstrap import Difference, difference
+
+NO_COLOUR, NOTHING = 0.2, 0.1  # shares of captions that leave out the colour, or everything
+GUIDANCE, STEPS = 3.0, 20
+# Samples and mode of each row.
+ARMS: Mapping[str, tuple[str, str]] = {
+    "own": ("test", "target_soft"),
+    "other user": ("other", "target_soft"),
+    "caption alone": ("test", "caption_only"),
+    "told": ("told", "caption_only"),
+}
+SETTINGS = (
+    "data.negative_prompt=",
+    f"data.image_size={SIDE}",
+    "data.name=COLOURS",
+    "data.grid_users=6",
+    "train.epochs=1",
+    "train.batch_size=8",
+    "train.micro_batches=1",
+    "optim.lr=1e-2",
+    "model.weights.soft=0.4",
+    "schedule.warmup_steps=5",
+    "evaluate.every_steps=40",
+    "evaluate.batch_size=8",
+    "loader.workers=0",
+)
+
+
+def captions(row: Row) -> list[str]:
+    """Of a picture: all that is said of it."""
+    return [caption(row["colour"], row["shape"]), caption(row["colour"], row["shape"], PLAIN)]
+
+
+def drawn_caption(row: Row, draws: np.random.Generator) -> str:
+    """Of a picture: the full one, the shape alone, or nothing."""
+    full, plain = captions(row)
+    coin = draws.random()
+    if coin < NOTHING:
+        return ""
+    return plain if coin < NOTHING + NO_COLOUR else full
+
+
+PLAN = Plan(
+    side=SIDE,
+    vae=(8, 8, 16, 32),
+    channels=4,
+    unet=(32, 64),
+    groups=(2, 4),
+    rows=(8, 32),
+    rates=(3e-3, 1e-3),
+    words=300,
+    length=12,
+    width=64,
+    texts=captions,
+    caption=drawn_caption,
+    straight=True,
+)
+
+
+def train(given: argparse.Namespace) -> Path:
+    """The adapter's run."""
+    world = given.out / "world"
+    data = [f"data.{split}_json={world / split}.json" for split in ("train", "val", "test")]
+    models = [f"model.llm={given.llm}", f"model.stable_diffusion={given.out / 'stable_diffusion'}"]
+    return trained_run(given.out / given.name, "pmg", "recommended", *data, *models, *SETTINGS, *given.settings)
+
+
+def picture_of(folder: Path, number: int) -> Path:
+    """Of a sample that was drawn into ``folder``."""
+    return folder_of(folder, number) / "gen_0.jpg"
+
+
+def counted(samples: Path, folder: Path) -> dict[str, Difference]:
+    """Share of pictures in the user's colour and in the target's shape, with 95 % intervals by user."""
+    wanted = json.loads(samples.read_text())
+    users = [one["user_id"] for one in wanted]
+    pictures = [load_image(picture_of(folder, number)) for number in range(len(wanted))]
+    found = [(colour_of(picture), shape_of(picture)) for picture in pictures]
+    right = [
+        [said == asked for said, asked in zip(both, one["target_item_id"].split("-"), strict=True)]
+        for both, one in zip(found, wanted, strict=True)
+    ]
+    shares = [difference(np.asarray(values, float), users) for values in zip(*right, strict=True)]
+    return dict(zip(("colour", "shape"), shares, strict=True))
+
+
+def draw(given: argparse.Namespace, run: Path) -> dict[str, dict[str, Difference]]:
+    """Pictures of every arm, and what is counted in them."""
+    world, out = given.out / "world", given.out / f"drawn-{given.name}"
+    files.make_folder(out)
+    counts = {}
+    for arm, (samples, mode) in ARMS.items():
+        source, folder = world / f"{samples}.json", out / arm.replace(" ", "-")
+        how = ("--mode", mode, "--guidance", GUIDANCE, "--steps", STEPS, "--image-dir", world)
+        sensorium("generate", run, "--data", source, "--out", folder, *how)
+        counts[arm] = counted(source, folder)
+    return counts
+
+
+def sheet(given: argparse.Namespace, rows: int = 12) -> Path:
+    """The first pictures of each arm, a sample a row, beside the target."""
+    world, out = given.out / "world", given.out / f"drawn-{given.name}"
+    whole = Image.new("RGB", (SIDE * (1 + len(ARMS)), SIDE * rows), "white")
+    for number, one in enumerate(json.loads((world / "test.json").read_text())[:rows]):
+        places = [world / one["target_item_info"]["image_path"]]
+        places += [picture_of(out / arm.replace(" ", "-"), number) for arm in ARMS]
+        for left, place in enumerate(places):
+            whole.paste(load_image(place), (SIDE * left, SIDE * number))
+    with files.new_file(out / "sheet.png") as temporary:
+        whole.save(temporary, "PNG")
+    return out / "sheet.png"
+
+
+def asked() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llm", type=Path, required=True, help="folder of the language model")
+    parser.add_argument("--out", type=Path, default=Path("runs/pmg_taste"))
+    parser.add_argument("--name", default="pmg", help="of the adapter's run; another one is trained beside it")
+    parser.add_argument("--users", type=int, default=240, help="users to train on")
+    parser.add_argument("--held", type=int, default=60, help="users to draw for")
+    parser.add_argument("--vae-steps", type=int, default=300)
+    parser.add_argument("--unet-steps", type=int, default=900)
+    parser.add_argument("settings", nargs="*", help="of the run, section.key=value")
+    given = parser.parse_args()
+    if min(given.users, given.held) < len(COLOURS):
+        parser.error(
+            f"--users {given.users} --held {given.held}: each colour needs a user; give {len(COLOURS)} or more"
+        )
+    return given
+
+
+def main() -> None:
+    given = asked()
+    given.out = given.out.resolve()
+    world = given.out / "world"
+    if not world.exists():
+        write_world(world, given.users, given.held)
+    if not (given.out / "stable_diffusion").exists():
+        print(
+            make_pipeline(world, given.out / "stable_diffusion", PLAN, (given.vae_steps, given.unet_steps)), flush=True
+        )
+    counts = draw(given, train(given))
+    lines = [
+        [arm, *(cell for one in shares.values() for cell in (f"{one.mean:.1%}", f"{one.low:.1%} to {one.high:.1%}"))]
+        for arm, shares in counts.items()
+    ]
+    print(machine())
+    print(table(("told", "user's colour", "95 %", "target's shape", "95 %"), lines))
+    print(sheet(given))
+
+
+if __name__ == "__main__":
+    main()
