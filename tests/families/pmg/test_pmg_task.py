@@ -33,6 +33,7 @@ ALL: Mapping[str, Any] = {
         "noise_offset": 0.1,
         "snr_gamma": 5.0,
         "gradient_checkpointing": True,
+        "standardise": 4,
         "negative": {"weight": 0.5},
     },
     "train": {"steps": 6, "micro_batches": 2},
@@ -122,7 +123,7 @@ def test_a_resume_with_everything_on_is_bit_for_bit(cache: Path) -> None:
         loop.train(FAMILY, config, cache / f"cut{step}", resume=True, quiet=True)
         assert_equal_runs(cache / "whole", cache / f"cut{step}")
     weights = checkpoint.load(checkpoint.folder_of(cache / "whole", 6), "pmg").weights
-    assert len(weights) == 8  # the adapter, and its moving average
+    assert len(weights) == 10  # the adapter, its moving average, mean and spread of states
     assert all(not torch.equal(weights[f"adapter.{name}"], weights["average." + name.replace(".", "/")])
                for name in ("image_prompt_NH", "prefix_L2KPD", "mapping.weight", "mapping.bias"))  # fmt: skip
 

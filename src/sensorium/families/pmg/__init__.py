@@ -11,7 +11,7 @@ from sensorium.families.pmg.memory import demand
 from sensorium.families.pmg.presets import PRESETS
 from sensorium.families.pmg.prospects import outlook
 from sensorium.families.pmg.sources import facts, sources
-from sensorium.families.pmg.task import after_step, build, group
+from sensorium.families.pmg.task import after_step, begin_stage, build, group
 from sensorium.families.pmg.use import Pictures
 
 FAMILY = Family(
@@ -27,6 +27,7 @@ FAMILY = Family(
     group=group,
     whole_gradient=True,
     initial=begin_with,
+    begin_stage=begin_stage,
     after_step=after_step,
     pictures=pictures,
     use=Pictures.of_run,

@@ -29,6 +29,7 @@ from sensorium.families.pmg.task import PMGTask
 from sensorium.files import new_folder
 
 _NAME, _AVERAGE = "adapter.", "average."
+_PLAIN = {"ema_decay": 0.0, "standardise": 0}  # of an adapter that is what it does
 _TRAINING_DATA = {"train_json", "val_json", "test_json", "image_dir", "path_prefix", "user_preferences", "toy"}
 _USE = """```python
 import sensorium
@@ -79,19 +80,20 @@ def _data_of_use(config: RunConfig) -> dict[str, Any]:
 
 
 def _without_average(config: RunConfig) -> RunConfig:
-    """Of an adapter whose values are those of its moving average."""
-    return config.model_copy(update={"model": config.model.model_copy(update={"ema_decay": 0.0})})
+    """Of an adapter whose values are those of its moving average, for states as they are."""
+    return config.model_copy(update={"model": config.model.model_copy(update=_PLAIN)})
 
 
 def without_average(loaded: Loaded) -> Loaded:
-    """The same model, whose adapter has the values of its moving average, if there is one."""
+    """The same model, whose adapter has the values of its moving average, if there is one, for states as they are."""
     task = loaded.task
     assert isinstance(task, PMGTask)
-    if task.average is None:
+    if task.average is None and task.adapter.mean_H is None:
         return loaded
-    model = task.settings.model_copy(update={"ema_decay": 0.0, "gradient_checkpointing": False})
+    model = task.settings.model_copy(update={**_PLAIN, "gradient_checkpointing": False})
     plain = PMGTask(model, task.shape, task.llm, task.unet, task.alphas_T)
-    plain.adapter.load_state_dict(task.average.values())
+    average = {} if task.average is None else task.average.values()
+    plain.adapter.load_state_dict(for_plain_states(task.adapter.state_dict() | average))
     return replace(loaded, task=plain.eval(), config=_without_average(loaded.config))
 
 
@@ -166,7 +168,18 @@ def adapter_values(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Parameters of the adapter by their own names, from the names of a task."""
     found = {name.removeprefix(_NAME): value for name, value in weights.items() if name.startswith(_NAME)}
     average = {name: value for name, value in weights.items() if name.startswith(_AVERAGE)}
-    return found | {name.removeprefix(_AVERAGE).replace("/", "."): value for name, value in average.items()}
+    averaged = {name.removeprefix(_AVERAGE).replace("/", "."): value for name, value in average.items()}
+    return for_plain_states(found | averaged)
+
+
+def for_plain_states(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters of an adapter that does the same to states as they are; ``mean_H`` and ``spread_H`` are taken in."""
+    found = {name: value for name, value in values.items() if name not in ("mean_H", "spread_H")}
+    if "mean_H" in values:
+        weight = values["mapping.weight"].double() / values["spread_H"].double()
+        bias = values["mapping.bias"].double() - weight @ values["mean_H"].double()
+        found |= {"mapping.weight": weight.float(), "mapping.bias": bias.float()}
+    return found
 
 
 def save_adapter(adapter: PMGAdapter, folder: Path) -> None:

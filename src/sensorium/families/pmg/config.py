@@ -76,6 +76,13 @@ class ModelConfig(Section):
         description="First values of soft and prefix tokens: the language model's own activations, noise of its "
         "embeddings' size, or N(0, 1) as published.",
     )
+    standardise: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="Training histories whose states give a mean and a spread, in which the mapping, zero at first, "
+        "learns; it is exported as if it never had; 0: the states as they are, as published.",
+    )
     weights: WeightsConfig = WeightsConfig()
     prompt_template: str | None = Field(
         None, min_length=1, description="Question about the history, with {captions}; null: that of `data.name`."

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,12 @@ class Split:
         if frozen.styles is not None:
             found["style_states"] = frozen.states(frozen.styles, taste.style if style else "")
         return found
+
+    def histories(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Questions about so many samples, evenly spread, or about all: ids ``[1, T]`` and which of them are text."""
+        count = min(count, len(self.questions))
+        for number in range(count):
+            yield padded([self.questions[number * len(self.questions) // count]], self.padding)
 
     def require_good(self, index: int) -> None:
         """Raise DataError for a sample from which nothing can be learned."""

@@ -65,6 +65,10 @@ class PMGAdapter(nn.Module):
         if sizes.soft:
             self.image_prompt_NH = nn.Parameter(torch.zeros(sizes.soft, sizes.width))
             self.mapping = nn.Linear(sizes.width, sizes.told)
+        self.mean_H: Tensor | None
+        self.spread_H: Tensor | None
+        self.register_buffer("mean_H", None)
+        self.register_buffer("spread_H", None)
         if sizes.soft and sizes.prefix:
             shape = (sizes.layers, 2, sizes.heads, sizes.prefix, sizes.head_size)
             self.prefix_L2KPD = nn.Parameter(torch.zeros(shape))
@@ -75,8 +79,38 @@ class PMGAdapter(nn.Module):
             return torch.zeros(len(ids_BT), 0, self.sizes.told, device=ids_BT.device)
         hidden_BNH = read_history(trunk, self.prefix_L2KPD, self.image_prompt_NH, ids_BT, text_BT)
         with torch.autocast(hidden_BNH.device.type, enabled=False):
-            found: Tensor = self.mapping(hidden_BNH.float())
+            found: Tensor = self.mapping(self._standard(hidden_BNH.float()))
         return found
+
+    def _standard(self, states: Tensor) -> Tensor:
+        if self.mean_H is None or self.spread_H is None:
+            return states
+        return (states - self.mean_H.float()) / self.spread_H.float()
+
+    def make_standard(self) -> None:
+        """Let the mapping begin at zero and learn in states that ``standardise`` will bring to mean 0 and spread 1.
+
+        Most of a state is the same whatever was read: of SmolLM2's, 54 long, histories change 3, and one number is 41.
+        What AdamW learns first from such states is the same for all users, and it limits the rate (docs/log.md).
+        """
+        assert self.mapping is not None
+        nn.init.zeros_(self.mapping.weight)
+        nn.init.zeros_(self.mapping.bias)
+        self.mean_H, self.spread_H = torch.zeros(self.sizes.width), torch.ones(self.sizes.width)
+
+    @torch.no_grad()
+    def standardise(self, states_RH: Tensor) -> None:
+        """Take mean and spread of the states of R soft tokens. Numbers that hardly differ keep a tenth of the usual
+        spread: what little they do would count as much as what the others say."""
+        assert self.mean_H is not None
+        assert self.spread_H is not None
+        spread_H, self.mean_H[:] = states_RH.float().std(0, unbiased=False), states_RH.float().mean(0)
+        self.spread_H[:] = spread_H.clamp_min(float(spread_H.square().mean().sqrt()) / 10)
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether ``standardise`` has been called, in this run or before."""
+        return self.mean_H is not None and bool(self.mean_H.any())
 
     @torch.no_grad()
     def initialise(self, trunk: PreTrainedModel, how: Init, preface_P: Tensor) -> None:

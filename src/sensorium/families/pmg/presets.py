@@ -16,10 +16,11 @@ _BEST = {"best_metric": "loss", "best_mode": "min"}
 _COMMON = {"checkpoint": _BEST, "track": {"tensorboard_names": _NAMES}}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # Starts from the language model's own activations, weights timesteps, and learns at rates that reach somewhere.
+    # Starts from the language model's own activations, learns from states of mean 0 and spread 1, weights timesteps, and
+    # has a rate that reaches somewhere.
     "recommended": {
         **_COMMON,
-        "model": {"snr_gamma": 5.0},
+        "model": {"snr_gamma": 5.0, "standardise": 64},
         "train": {"epochs": 3, "batch_size": 24, "micro_batches": 4, "precision": "bf16"},
         "optim": {"lr": 1e-3, "eps": 1e-6, "weight_decay": 0.01},
         "schedule": {"name": "linear", "warmup_steps": 100, "warmup_fraction": 0.1},

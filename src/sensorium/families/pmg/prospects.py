@@ -55,8 +55,9 @@ def reach(ahead: Ahead, adapter: PMGAdapter) -> Finding:
 
 
 def _parts(adapter: PMGAdapter) -> dict[str, nn.Parameter]:
-    """One parameter of each part that learns, by its name."""
-    return {name: parameter for name, parameter in adapter.named_parameters() if name != "mapping.bias"}
+    """One parameter of each part that learns, by its name; a mapping that begins at zero has no size."""
+    without = {"mapping.bias", *(["mapping.weight"] if adapter.mean_H is not None else [])}
+    return {name: parameter for name, parameter in adapter.named_parameters() if name not in without}
 
 
 def _size(parameter: nn.Parameter) -> float:

@@ -62,7 +62,8 @@ def sources(config: RunConfig, host: Host) -> Sources:
         for number, split in enumerate(SPLITS[1:])
         if split in splits
     }
-    return Sources(TrainSource(splits["train"]), held.get("val"), held.get("test"))
+    train = splits["train"]
+    return Sources(TrainSource(train), held.get("val"), held.get("test"), shared=train.histories)
 
 
 def _make(model: ModelConfig, data: DataConfig, host: Host) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sensorium.engine.contract import Batch, Output
+from sensorium.engine.contract import Batch, Begin, Output
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import ConfigError
 from sensorium.families.pmg import losses
@@ -166,6 +166,8 @@ def open_task(model: ModelConfig, dtype: torch.dtype = torch.float32) -> PMGTask
     task = PMGTask(model, shape, trunk, open_unet(diffusion, dtype), alphas(diffusion))
     words = torch.tensor(preface(open_tokenizer(folder, name), model.num_prefix_prompt))
     task.adapter.initialise(trunk, model.init, words)
+    if model.standardise:
+        task.adapter.make_standard()
     if model.ema_decay:
         task.average = Average(task.adapter)
     return task
@@ -181,6 +183,23 @@ def require_trainable(model: ModelConfig) -> None:
     shape = read_shape(folder, model.stable_diffusion)
     lengths_of(model.conditioning, shape.text_length, model.num_image_prompt)
     read_config(llm_folder(model, weights=False), model.llm)
+
+
+def begin_stage(task: nn.Module, begin: Begin) -> None:
+    """Take the mean and spread of states from the first training histories, when a run begins."""
+    assert isinstance(task, PMGTask)
+    model = task.settings
+    if begin.shared is None or not model.standardise or model.start_from is not None or task.adapter.is_standard:
+        return
+    assert task.adapter.mapping is not None
+    seen: list[Tensor] = []
+    hook = task.adapter.mapping.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(0, 1)))
+    with torch.no_grad():
+        for ids, mask in begin.shared(model.standardise):
+            device = task.adapter.mapping.bias.device
+            task.adapter(task.llm, ids.to(device), mask.to(device))
+    hook.remove()
+    task.adapter.standardise(torch.cat(seen))
 
 
 def after_step(task: nn.Module, step: int) -> None:

@@ -283,7 +283,9 @@ def open_pictures(
     """
     found = adapter_files.find(Path(folder))
     model, place = sections(found.config)
-    settings = model.model_copy(update={**(bases or {}), "ema_decay": 0.0, "gradient_checkpointing": False})
+    settings = model.model_copy(
+        update={**(bases or {}), "ema_decay": 0.0, "standardise": 0, "gradient_checkpointing": False}
+    )
     now = base_digests(settings)
     other = [part for part, digest in found.facts["bases"].items() if now.get(part) != digest]
     task = open_task(settings, FROZEN_DTYPES[found.facts["precision"]])
