@@ -13,7 +13,7 @@ from epochs import EpochFolders
 
 from sensorium import config as configuration
 from sensorium import errors, guide
-from sensorium.engine import continuation, launch, loop, portable_folder, session, settings, zero_json, zero_start
+from sensorium.engine import continuation, launch, loop, portable_folder, session, settings, zero_json
 from sensorium.engine.contract import Family, Sources
 from sensorium.engine.listener import Saved
 from sensorium.engine.order import clock_of
@@ -181,7 +181,7 @@ class Lines:
             f"{train.micro_batches} parts x {world} = {train.batch_size} samples a step"
         )
         deepspeed = self.training.start.config.deepspeed
-        if zero_start.wanted(deepspeed):
+        if deepspeed.used:
             offload = ", optimizer's state on the host" if deepspeed.cpu_offload else ""
             self.say(f"DeepSpeed: ZeRO {deepspeed.zero_stage}{offload}")
         else:
