@@ -16,8 +16,8 @@ _BEST = {"best_metric": "loss", "best_mode": "min"}
 _COMMON = {"checkpoint": _BEST, "track": {"tensorboard_names": _NAMES}}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # Starts from the language model's own activations, learns from states of mean 0 and spread 1, weights timesteps, and
-    # has a rate that reaches somewhere.
+    # Starts from the language model's own activations, learns from states of mean 0 and spread 1, weights timesteps;
+    # its rate reaches somewhere.
     "recommended": {
         **_COMMON,
         "model": {"snr_gamma": 5.0, "standardise": 64},
