@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("pmg") / "run"
         patch.setenv("SENSORIUM_CACHE", str(cache_of(folder)))
-        changes = {"train": {"steps": 4}, "model": {"ema_decay": 0.5, "standardise": 4}, "data": {"grid_users": 0}}
+        changes = {"train": {"steps": 4}, "model": {"ema_decay": 0.5}, "data": {"grid_users": 0}}
         loop.train(FAMILY, settings.resolve(FAMILY, "tiny", changes), folder, quiet=True)
         yield folder
 
