@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import clock, machine, median, side_by_side, table
+from common import clock, machine, median, side_by_side, table, words_of
 
 from sensorium import families
 from sensorium.engine import loop, settings
@@ -102,8 +102,7 @@ def main() -> None:
     if given.arm:
         run_arm(given)
         return
-    names = ("llm", "width", "blocks", "side", "samples", "batch", "steps", "clock")
-    common = ["--arm", *(word for name in names for word in (f"--{name}", str(getattr(given, name))))]
+    common = ["--arm", *words_of(given, "llm", "width", "blocks", "side", "samples", "batch", "steps", "clock")]
     arms = [[*common, *(["--kept"] if kept else [])] for kept in ARMS.values()]
     found = dict(zip(ARMS, side_by_side(__file__, arms, given.repeats), strict=True))
     live = median(found["encoded at each step"], "step")

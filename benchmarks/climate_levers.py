@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Result, clock, machine, median, side_by_side, table
+from common import RESIDENT, Result, clock, machine, median, side_by_side, table, words_of
 from torch import Tensor
 from torch.nn import functional
 
@@ -219,16 +219,12 @@ def main() -> None:
     if given.arm:
         print(json.dumps((reads if given.arm in ("files", "kept") else steps)(given)))
         return
-    common = [
-        word for name in ("llm", "rows", "prompt", "samples", "steps") for word in (f"--{name}", f"{vars(given)[name]}")
-    ]
+    common = words_of(given, "llm", "rows", "prompt", "samples", "steps")
     arms = [
         [*common, "--arm", name, *(["--saved"] if saved else [])] for name in given.levers for saved in (False, True)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        # glibc gives freed memory back at once, so that resident memory is what is in use
-        environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "SENSORIUM_CACHE": folder}
-        results = side_by_side(__file__, arms, given.repeats, environment)
+        results = side_by_side(__file__, arms, given.repeats, {**RESIDENT, "SENSORIUM_CACHE": folder})
     rows = []
     for number, name in enumerate(given.levers):
         pair = results[2 * number : 2 * number + 2]

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from common import machine, median, side_by_side, table
+from common import RESIDENT, machine, median, side_by_side, table, words_of
 
 from sensorium import config as configuration
 from sensorium import families
@@ -102,11 +102,10 @@ def main() -> None:
     if given.arm:
         run_arm(given)
         return
-    common = ["--llm", given.llm, "--rows", str(given.rows), "--blocks", str(given.blocks)]
+    common = words_of(given, "llm", "rows", "blocks")
     with tempfile.TemporaryDirectory() as folder:
-        # glibc gives freed memory back at once, so that resident memory is what is in use
-        environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "SENSORIUM_CACHE": folder}
-        results = side_by_side(__file__, [[*common, "--arm", arm] for arm in given.arms], given.repeats, environment)
+        arms, environment = [[*common, "--arm", arm] for arm in given.arms], {**RESIDENT, "SENSORIUM_CACHE": folder}
+        results = side_by_side(__file__, arms, given.repeats, environment)
     rows = []
     for arm, found in zip(given.arms, results, strict=True):
         foreseen, measured = median(found, "foreseen"), median(found, "measured")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 Result = Mapping[str, float]
+# glibc gives freed memory back at once with these, so that resident memory is what is in use.
+RESIDENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def machine() -> str:
@@ -39,6 +42,12 @@ def clock() -> float:
         return time.process_time()
     torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def words_of(given: argparse.Namespace, *names: str) -> list[str]:
+    """The options of these names as they were given, for an arm's command line; one that is None is left out."""
+    told = {f"--{name.replace('_', '-')}": getattr(given, name) for name in names}
+    return [word for option, value in told.items() if value is not None for word in (option, str(value))]
 
 
 def side_by_side(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, median, side_by_side, spread, table
+from common import RESIDENT, machine, median, side_by_side, spread, table
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -148,9 +148,7 @@ def main() -> None:
     if given.arm:
         run_arm(given.arm, given.rows, given.chunk)
         return
-    # glibc gives freed memory back at once, so that resident memory is what is in use
-    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    found = side_by_side(__file__, [("--arm", arm, *size) for arm in ARMS], given.repeats, environment)
+    found = side_by_side(__file__, [("--arm", arm, *size) for arm in ARMS], given.repeats, RESIDENT)
     whole = found[0]
     rows = []
     for arm, results in zip(ARMS, found, strict=True):

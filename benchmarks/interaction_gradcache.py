@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from common import clock, machine, median, side_by_side, spread, table
+from common import RESIDENT, clock, machine, median, side_by_side, spread, table, words_of
 from torch import Tensor, nn
 
 from sensorium import config as configuration
@@ -174,13 +174,11 @@ def main() -> None:
     if given.arm:
         run_arm(given)
         return
-    common = [f"--{name}={getattr(given, name)}" for name in ("size", "rows", "image", "frames")]
+    common = words_of(given, "size", "rows", "image", "frames")
     peer = [(PEER, 4)] if importlib.util.find_spec("sentence_transformers") else []
     cells = [*((ALIGN, *arm) for arm in [*ARMS, *OTHERS, *peer]), *((FULL, *arm) for arm in ARMS)]
     arms = [["--arm", *map(str, cell), *common] for cell in cells]
-    # glibc gives freed memory back at once, so that resident memory is what is in use
-    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    found = dict(zip(cells, side_by_side(__file__, arms, given.repeats, environment), strict=True))
+    found = dict(zip(cells, side_by_side(__file__, arms, given.repeats, RESIDENT), strict=True))
     rows, slowest = [], 0.0
     for (stage, kind, chunks), results in found.items():
         slowest = max(slowest, median(results, "ratio")) if kind == "chunks" else slowest

@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 
 import torch
-from common import machine, median, side_by_side, spread, table
+from common import RESIDENT, machine, median, side_by_side, spread, table, words_of
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -125,13 +125,10 @@ def main() -> None:
     if given.arm:
         run_arm(given)
         return
-    names = ("rows", "image", "tokens", "frames", "chunk", "precision")
-    common = [word for name in names for word in (f"--{name}", str(getattr(given, name)))]
+    common = words_of(given, "rows", "image", "tokens", "frames", "chunk", "precision")
     cells = list(product(given.sizes, given.kernels, ARMS))
     arms = [["--size", size, "--kernel", kernel, "--arm", arm, *common] for size, kernel, arm in cells]
-    # glibc gives freed memory back at once, so that resident memory is what is in use
-    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    found = dict(zip(cells, side_by_side(__file__, arms, given.repeats, environment), strict=True))
+    found = dict(zip(cells, side_by_side(__file__, arms, given.repeats, RESIDENT), strict=True))
     rows = []
     for (size, kernel, arm), results in found.items():
         plain = found[size, kernel, "plain"]

@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import machine, sensorium, table, trained_run
+from common import machine, sensorium, table
 from PIL import Image
 from pmg_emoji_world import SIDE, WAYS, drawings, things, write_world
 from pmg_pipeline import Plan, Row, make_pipeline
+from pmg_worlds import adapter_run, options, write_sheet
 
 from sensorium import files
+from sensorium.data.media import load_image
 from sensorium.engine.files import read_lines
 from sensorium.engine.results import read_result
 
@@ -40,17 +42,12 @@ GUIDANCE = 3.0
 LARGE = 96  # pixels of a picture in the grid
 NO_WAY, NOTHING = 0.2, 0.1  # shares of captions that leave out the way, or everything
 SETTINGS = (
-    "data.negative_prompt=",
     f"data.image_size={SIDE}",
     "data.name=EMOJI",
     "data.grid_users=7",
-    "train.epochs=1",
     "train.batch_size=16",
-    "train.micro_batches=1",
     "schedule.warmup_steps=10",
     "evaluate.every_steps=25",
-    "evaluate.batch_size=8",
-    "loader.workers=0",
 )
 
 
@@ -82,15 +79,6 @@ PLAN = Plan(
     texts=captions,
     caption=caption,
 )
-
-
-def train(given: argparse.Namespace, rate: float) -> Path:
-    """The run of a learning rate."""
-    world = given.out / "world"
-    data = [f"data.{split}_json={world / split}.json" for split in ("train", "val", "test")]
-    models = [f"model.llm={given.llm}", f"model.stable_diffusion={given.out / 'stable_diffusion'}"]
-    settings = [*data, *models, *SETTINGS, f"optim.lr={rate:g}", *given.settings]
-    return trained_run(given.out / f"pmg-{rate:g}", "pmg", "recommended", *settings)
 
 
 def scores(run: Path) -> dict[str, Mapping[str, float]]:
@@ -135,29 +123,17 @@ def draw(given: argparse.Namespace, run: Path) -> Path:
             path = out / arm / f"sample_{number:04}" / "gen_0.jpg"
             picture = world / one["target_item_info"]["image_path"] if mode is None else path
             if arm != "alone" or number % len(WAYS) == 0:
-                rows[number // len(WAYS)].append(Image.open(picture).resize((LARGE, LARGE)))
-    sheet = Image.new("RGB", (LARGE * len(rows[0]), LARGE * len(rows)), "white")
-    for top, row in enumerate(rows):
-        for left, one in enumerate(row):
-            sheet.paste(one, (left * LARGE, top * LARGE))
-    with files.new_file(out / "grid.png") as temporary:
-        sheet.save(temporary, "PNG")
-    return out / "grid.png"
+                rows[number // len(WAYS)].append(load_image(picture))
+    return write_sheet(out / "grid.png", rows, LARGE)
 
 
 def asked() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, out=Path("runs/pmg_emoji"), users=300, vae_steps=900, unet_steps=3000)
     parser.add_argument("--noto", type=Path, required=True, help="folder with NotoColorEmoji.ttf somewhere in it")
     parser.add_argument("--fluent", type=Path, required=True, help="folder of @lobehub/fluent-emoji-3d, unpacked")
-    parser.add_argument("--llm", type=Path, required=True, help="folder of the language model")
-    parser.add_argument("--out", type=Path, default=Path("runs/pmg_emoji"))
     parser.add_argument("--things", type=int, default=284)
-    parser.add_argument("--users", type=int, default=300, help="users to train on")
-    parser.add_argument("--vae-steps", type=int, default=900)
-    parser.add_argument("--unet-steps", type=int, default=3000)
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-3], help="learning rates of the adapter")
-    parser.add_argument("settings", nargs="*", help="of the run, section.key=value")
     given = parser.parse_args()
     if given.things < LEAST_THINGS or given.users < LEAST_USERS:
         parser.error(f"--things {given.things} --users {given.users}: the grid needs {LEAST_THINGS} and {LEAST_USERS}")
@@ -175,7 +151,7 @@ def main() -> None:
     if not (given.out / "stable_diffusion").exists():
         steps = (given.vae_steps, given.unet_steps)
         print(make_pipeline(world, given.out / "stable_diffusion", PLAN, steps), flush=True)
-    runs = {rate: train(given, rate) for rate in given.rates}
+    runs = {rate: adapter_run(given, f"pmg-{rate:g}", *SETTINGS, f"optim.lr={rate:g}") for rate in given.rates}
     columns = ("learning rate", *(f"{split}: {name}" for split in SPLITS for name in ("own", "alone", "other")))
     found = {rate: scores(run) for rate, run in runs.items()}
     lines = [

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, median, side_by_side, table
+from common import RESIDENT, machine, median, side_by_side, table, words_of
 
 from sensorium import families
 from sensorium.engine import settings
@@ -142,12 +142,8 @@ def main() -> None:
         if given.llm is None:
             write_models(Path(folder), FROZEN_DTYPES[given.precision])
             given.llm, given.stable_diffusion = str(Path(folder) / "llm"), str(Path(folder) / "stable_diffusion")
-        names = ("llm", "stable_diffusion", "data", "image", "precision")
-        told = {f"--{name.replace('_', '-')}": getattr(given, name) for name in names}
-        common = [word for name, value in told.items() if value is not None for word in (name, str(value))]
-        # glibc gives freed memory back at once, so that resident memory is what is in use
-        environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-        results = side_by_side(__file__, [["--arm", arm, *common] for arm in given.arms], given.repeats, environment)
+        common = words_of(given, "llm", "stable_diffusion", "data", "image", "precision")
+        results = side_by_side(__file__, [["--arm", arm, *common] for arm in given.arms], given.repeats, RESIDENT)
     rows = []
     for arm, found in zip(given.arms, results, strict=True):
         foreseen, measured = median(found, "foreseen"), median(found, "measured")

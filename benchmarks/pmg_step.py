@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import clock, machine, median, side_by_side, table
+from common import RESIDENT, clock, machine, median, side_by_side, table, words_of
 
 from sensorium import families
 from sensorium.data.features import Content, Features, LiveFeatures
@@ -158,12 +158,8 @@ def main() -> None:
     if given.arm:
         run_arm(given)
         return
-    names = ("llm", "stable_diffusion", "data", "image", "rows", "steps", "precision")
-    told = {f"--{name.replace('_', '-')}": getattr(given, name) for name in names}
-    common = [word for name, value in told.items() if value is not None for word in (name, str(value))]
-    # glibc gives freed memory back at once, so that resident memory is what is in use
-    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    results = side_by_side(__file__, [["--arm", arm, *common] for arm in given.arms], given.repeats, environment)
+    common = words_of(given, "llm", "stable_diffusion", "data", "image", "rows", "steps", "precision")
+    results = side_by_side(__file__, [["--arm", arm, *common] for arm in given.arms], given.repeats, RESIDENT)
     first = results[0]
     rows = []
     for arm, found in zip(given.arms, results, strict=True):

@@ -21,10 +21,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from common import machine, sensorium, table, trained_run
-from PIL import Image
+from common import machine, sensorium, table
 from pmg_pipeline import Plan, Row, make_pipeline
 from pmg_taste_world import PLAIN, SIDE, caption, colour_of, shape_of, write_world
+from pmg_worlds import adapter_run, options, write_sheet
 
 from sensorium import files
 from sensorium.data.media import load_image
@@ -42,19 +42,14 @@ ARMS: Mapping[str, tuple[str, str]] = {
     "told": ("told", "caption_only"),
 }
 SETTINGS = (
-    "data.negative_prompt=",
     f"data.image_size={SIDE}",
     "data.name=COLOURS",
     "data.grid_users=6",
-    "train.epochs=1",
     "train.batch_size=8",
-    "train.micro_batches=1",
     "optim.lr=1e-2",
     "model.weights.soft=0.4",
     "schedule.warmup_steps=5",
     "evaluate.every_steps=40",
-    "evaluate.batch_size=8",
-    "loader.workers=0",
 )
 
 
@@ -87,14 +82,6 @@ PLAN = Plan(
     caption=drawn_caption,
     straight=True,
 )
-
-
-def train(given: argparse.Namespace) -> Path:
-    """The adapter's run."""
-    world = given.out / "world"
-    data = [f"data.{split}_json={world / split}.json" for split in ("train", "val", "test")]
-    models = [f"model.llm={given.llm}", f"model.stable_diffusion={given.out / 'stable_diffusion'}"]
-    return trained_run(given.out / given.name, "pmg", "recommended", *data, *models, *SETTINGS, *given.settings)
 
 
 def picture_of(folder: Path, number: int) -> Path:
@@ -132,28 +119,19 @@ def draw(given: argparse.Namespace, run: Path) -> dict[str, dict[str, Difference
 def sheet(given: argparse.Namespace, rows: int = 12) -> Path:
     """The first pictures of each arm, a sample a row, beside the target."""
     world, out = given.out / "world", given.out / f"drawn-{given.name}"
-    whole = Image.new("RGB", (SIDE * (1 + len(ARMS)), SIDE * rows), "white")
+    whole = []
     for number, one in enumerate(json.loads((world / "test.json").read_text())[:rows]):
         places = [world / one["target_item_info"]["image_path"]]
         places += [picture_of(out / arm.replace(" ", "-"), number) for arm in ARMS]
-        for left, place in enumerate(places):
-            whole.paste(load_image(place), (SIDE * left, SIDE * number))
-    with files.new_file(out / "sheet.png") as temporary:
-        whole.save(temporary, "PNG")
-    return out / "sheet.png"
+        whole.append([load_image(place) for place in places])
+    return write_sheet(out / "sheet.png", whole, SIDE)
 
 
 def asked() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--llm", type=Path, required=True, help="folder of the language model")
-    parser.add_argument("--out", type=Path, default=Path("runs/pmg_taste"))
+    parser = options(__doc__, out=Path("runs/pmg_taste"), users=240, vae_steps=300, unet_steps=900)
     parser.add_argument("--name", default="pmg", help="of the adapter's run; another one is trained beside it")
-    parser.add_argument("--users", type=int, default=240, help="users to train on")
     parser.add_argument("--held", type=int, default=60, help="users to draw for")
-    parser.add_argument("--vae-steps", type=int, default=300)
-    parser.add_argument("--unet-steps", type=int, default=900)
-    parser.add_argument("settings", nargs="*", help="of the run, section.key=value")
     given = parser.parse_args()
     if min(given.users, given.held) < len(COLOURS):
         parser.error(
@@ -172,7 +150,7 @@ def main() -> None:
         print(
             make_pipeline(world, given.out / "stable_diffusion", PLAN, (given.vae_steps, given.unet_steps)), flush=True
         )
-    counts = draw(given, train(given))
+    counts = draw(given, adapter_run(given, given.name, *SETTINGS))
     lines = [
         [arm, *(cell for one in shares.values() for cell in (f"{one.mean:.1%}", f"{one.low:.1%} to {one.high:.1%}"))]
         for arm, shares in counts.items()

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, median, side_by_side, table
+from common import machine, median, side_by_side, table, words_of
 
 from sensorium import files
 from sensorium.engine.meter import Stopwatch
@@ -188,9 +188,7 @@ def main() -> None:
         for cell in product(given.clips, given.frames, tasks, given.models)
         if cell[2:] != ("train", "clip_mean")  # nothing to train
     ]
-    common = [
-        w for n in ("batch", "precision", "clock", "repeats", "warmups") for w in (f"--{n}", str(getattr(given, n)))
-    ]
+    common = words_of(given, "batch", "precision", "clock", "repeats", "warmups")
     flags = ["--find-batch"] if given.find_batch else []
     arms = [
         ["--clip", clip, "--frame", str(frames), "--task", task, "--kind", kind, *common, *flags]

@@ -143,6 +143,19 @@ def late(step: int) -> int:
     return Order(40, 0).sample(8 * step + 7)
 
 
+def assert_divided_is_one(
+    nursery: Nursery, folder: Path, config: Mapping[str, Any], stage: int, family: str, steps: int
+) -> None:
+    """Two processes under ZeRO end where one without it does, and go on bit for bit from half way."""
+    divided = {**config, **zero(stage)}
+    one = start(nursery, folder / "one", config, family, world=1)
+    finish(one, start(nursery, folder / "two", divided, family))
+    assert_close(folder / "two", folder / "one", steps)
+    cut(folder / "two", folder / "part", steps // 2)
+    finish(start(nursery, folder / "part", divided, family))
+    assert_equal_runs(folder / "two", folder / "part")
+
+
 def cuts(nursery: Nursery, whole: Path, config: Mapping[str, Any], steps: range, name: str = "divided") -> None:
     """Continue the run of two from each of these steps; two groups at a time."""
     groups: list[tuple[Path, Group]] = []
@@ -261,13 +274,7 @@ def test_fields_into_a_language_model(tmp_path: Path, nursery: Nursery, model: M
     """Blocks that enter by hooks, layers computed twice, samples of different length: two are one, and go on bit for
     bit."""
     config = configuration.merge(FIELDS, {"model": model})
-    divided = {**config, **zero(stage)}
-    one = start(nursery, tmp_path / "one", config, "climate_text", world=1)
-    finish(one, start(nursery, tmp_path / "two", divided, "climate_text"))
-    assert_close(tmp_path / "two", tmp_path / "one", 10)
-    cut(tmp_path / "two", tmp_path / "part", 5)
-    finish(start(nursery, tmp_path / "part", divided, "climate_text"))
-    assert_equal_runs(tmp_path / "two", tmp_path / "part")
+    assert_divided_is_one(nursery, tmp_path, config, stage, "climate_text", 10)
 
 
 def test_bf16_is_that_of_a_plain_run(tmp_path: Path, nursery: Nursery) -> None:

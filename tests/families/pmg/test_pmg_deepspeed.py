@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 from rank_group import Nursery
-from test_deepspeed import QUIET, assert_close, finish, nursery, pytestmark, start, zero
-from test_resume import assert_equal_runs, cut
+from test_deepspeed import QUIET, assert_divided_is_one, nursery, pytestmark
 
 __all__ = ["nursery", "pytestmark"]  # a fixture and the marks of this module
 
@@ -26,11 +25,4 @@ RUN: Mapping[str, Any] = {
 def test_a_prefix_before_a_frozen_model(tmp_path: Path, nursery: Nursery, model: Mapping[str, Any], stage: int) -> None:
     """Weights that no module of their own is called with, validation between the steps: two processes are one, and go
     on bit for bit."""
-    config = {**RUN, "model": model}
-    divided = {**config, **zero(stage)}
-    one = start(nursery, tmp_path / "one", config, "pmg", world=1)
-    finish(one, start(nursery, tmp_path / "two", divided, "pmg"))
-    assert_close(tmp_path / "two", tmp_path / "one", 8)
-    cut(tmp_path / "two", tmp_path / "part", 4)
-    finish(start(nursery, tmp_path / "part", divided, "pmg"))
-    assert_equal_runs(tmp_path / "two", tmp_path / "part")
+    assert_divided_is_one(nursery, tmp_path, {**RUN, "model": model}, stage, "pmg", 8)
