@@ -45,7 +45,8 @@ def caption(colour: str, shape: str, phrasing: str = FULL) -> str:
 
 def inked(picture: Image.Image) -> NDArray[np.bool_]:
     """Pixels that are not white, ``[height, width]``."""
-    return np.asarray(picture.convert("RGB")).min(2) < INK
+    found: NDArray[np.bool_] = np.asarray(picture.convert("RGB")).min(2) < INK
+    return found
 
 
 def colour_of(picture: Image.Image) -> str | None:
