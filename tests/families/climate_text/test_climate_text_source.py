@@ -25,7 +25,8 @@ from sensorium.engine.order import order_of
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.climate_text.assumed import assumed
 from sensorium.families.climate_text.controls import CONTROLS, others
-from sensorium.families.climate_text.data import DataConfig, EvalSource, Inputs, TrainSource, measured, open_part, texts
+from sensorium.families.climate_text.data import DataConfig, EvalSource, Inputs, TrainSource, open_part, texts
+from sensorium.families.climate_text.normals import measured
 
 FAMILY = families.load("climate_text")
 SCALERS = Scalers(
