@@ -15,7 +15,8 @@ these weights, on all. 50 questions of each kind are answered with the own field
 the commonest answer of training.
 
 `--encoder prithvi`: in place of `grid_vit` a Prithvi WxC of random weights, three layers of width 128, that reads the
-same two channels and learns; without SmolLM2, which reads tokens of a published Prithvi or of a trained `grid_vit`.
+same two channels and learns, one kind of question first; without SmolLM2, which reads tokens of a published Prithvi or
+of a trained `grid_vit`.
 
 `--exchanged`: the stronger control. Every training sample keeps its texts and gets the field of another one of its kind
 and place, validation stays as it is: what is then right is not from the field.
@@ -72,6 +73,7 @@ FIELD = {  # keys of an entry that are of its field; the others are of its texts
     *("lat", "lon", "time", "input_time", "lead_time", "group"),
 }
 KIND = "variable"  # of the questions that come first
+FIRST = 600  # steps of 32 of these, before a Prithvi that begins from nothing is asked all; its best checkpoint goes on
 ARMS = {"own": "", "shuffled": "shuffled/", "absent": "absent/", "commonest": "chance/"}
 
 
@@ -147,19 +149,22 @@ def exchanged(root: Path) -> Path:
 
 def run_first(given: argparse.Namespace, root: Path, seed: int) -> Path:
     """The encoder, beside a small language model."""
-    kind = "" if given.encoder == "grid_vit" else f"-{given.encoder}"
-    return _run(
-        given.out / f"{root.name}{kind}-encoder-seed{seed}",
-        root,
-        {
-            "seed": seed,
-            "model": ENCODERS[given.encoder]
-            | {"llm": "random:tiny", "freeze_llm": False}
-            | {"num_fusion_layers": 2, "fusion_width": 128, "fusion_heads": 4},
-            "train": {"steps": given.encoder_steps, "batch_size": 64},
-            "optim": {"lr": 1e-3},
-        },
-    )
+    name = root.name if given.encoder == "grid_vit" else f"{root.name}-{given.encoder}"
+    layer: dict[str, Any] = {
+        "seed": seed,
+        "model": ENCODERS[given.encoder]
+        | {"llm": "random:tiny", "freeze_llm": False}
+        | {"num_fusion_layers": 2, "fusion_width": 128, "fusion_heads": 4},
+        "train": {"steps": given.encoder_steps, "batch_size": 64},
+        "optim": {"lr": 1e-3},
+    }
+    if given.encoder == "prithvi":
+        shorter = {"train": {"steps": FIRST, "batch_size": 32}, "schedule": {"name": "constant"}}
+        shorter |= {"evaluate": {"every_steps": 50}}
+        begun = _run(given.out / f"{name}-{KIND}-encoder-seed{seed}", of_kind(root, KIND), {**layer, **shorter})
+        judged = read_result(begun / "evaluation/val.json").checkpoint
+        layer["train"] |= {"warm_start": str(begun / "checkpoints" / str(judged))}
+    return _run(given.out / f"{name}-encoder-seed{seed}", root, layer)
 
 
 def run_second(given: argparse.Namespace, root: Path, seed: int, encoder: Path) -> Path:
