@@ -166,7 +166,7 @@ def trained(loss_of: Callable[[Batch], Tensor], batch: Batch, optimizer: torch.o
     """The loss of a step, and its seconds; its graph goes with it."""
     begun = clock()
     loss = loss_of(batch)
-    loss.backward()
+    torch.autograd.backward(loss)
     optimizer.step()
     optimizer.zero_grad()
     return float(loss.detach()), clock() - begun

@@ -14,6 +14,9 @@ and four gated blocks are trained, first on one kind of question alone, which op
 these weights, on all. 50 questions of each kind are answered with the own field, another one's, and none; beside that
 the commonest answer of training.
 
+`--encoder prithvi`: in place of `grid_vit` a Prithvi WxC of random weights, three layers of width 128, that reads the
+same two channels and learns; without SmolLM2, which reads tokens of a published Prithvi or of a trained `grid_vit`.
+
 `--exchanged`: the stronger control. Every training sample keeps its texts and gets the field of another one of its kind
 and place, validation stays as it is: what is then right is not from the field.
 
@@ -55,6 +58,14 @@ SETS: Mapping[str, dict[str, Any]] = {
     },
 }
 WINDOW = [2, 3]  # patches of 4 points a token: 9 tokens of a field, as many as there are places to name
+ENCODERS: Mapping[str, dict[str, Any]] = {
+    "grid_vit": {"grid_vit": {"patch": 4, "width": 128, "depth": 1, "heads": 4}, "token_window": WINDOW},
+    "prithvi": {
+        **{"climate_encoder": "prithvi", "random_init": True, "freeze_encoder": False},
+        "prithvi": {"width": 128, "blocks": 1, "heads": 4, "mlp": 2, "channels": "data"},
+        **{"mask_unit": [8, 12], "token_window": [4, 6]},  # patches of 2 points: the same 9 tokens, a unit each
+    },
+}
 EACH = 50  # questions of each kind in validation
 FIELD = {  # keys of an entry that are of its field; the others are of its texts
     *("climate_file", "static_file", "climatology_file", "variables"),
@@ -136,13 +147,14 @@ def exchanged(root: Path) -> Path:
 
 def run_first(given: argparse.Namespace, root: Path, seed: int) -> Path:
     """The encoder, beside a small language model."""
-    vit = {"patch": 4, "width": 128, "depth": 1, "heads": 4}
+    kind = "" if given.encoder == "grid_vit" else f"-{given.encoder}"
     return _run(
-        given.out / f"{root.name}-encoder-seed{seed}",
+        given.out / f"{root.name}{kind}-encoder-seed{seed}",
         root,
         {
             "seed": seed,
-            "model": {"llm": "random:tiny", "freeze_llm": False, "grid_vit": vit, "token_window": WINDOW}
+            "model": ENCODERS[given.encoder]
+            | {"llm": "random:tiny", "freeze_llm": False}
             | {"num_fusion_layers": 2, "fusion_width": 128, "fusion_heads": 4},
             "train": {"steps": given.encoder_steps, "batch_size": 64},
             "optim": {"lr": 1e-3},
@@ -190,6 +202,7 @@ def main() -> None:
     parser.add_argument("--kind-steps", type=int, default=260, help="of 16 rows of one kind, beside the large one")
     parser.add_argument("--steps", type=int, default=850, help="of 16 rows of all kinds, beside the large one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--encoder", choices=ENCODERS, default="grid_vit")
     parser.add_argument("--exchanged", action="store_true", help="train on fields of other samples")
     parser.add_argument("--out", type=Path, default=Path("runs/climate"))
     given = parser.parse_args()
@@ -200,8 +213,11 @@ def main() -> None:
         if given.exchanged:
             root = exchanged(root)
         firsts = [run_first(given, root, seed) for seed in given.seeds]
-        print(f"\n{root.name}: `random:tiny`, trained, {given.encoder_steps} steps of 64, seeds {given.seeds}")
+        told = f"{given.encoder_steps} steps of 64, seeds {given.seeds}"
+        print(f"\n{root.name}: `random:tiny` and {given.encoder}, trained, {told}")
         show(firsts)
+        if given.encoder != "grid_vit":
+            continue
         seconds = [run_second(given, root, seed, first) for seed, first in zip(given.seeds, firsts, strict=True)]
         told = f"{given.kind_steps} and {given.steps} steps of 16, seeds {given.seeds}"
         print(f"\n{root.name}: SmolLM2-135M, frozen, {told}")

@@ -103,7 +103,7 @@ def loss_of(arm: str, model: Any, chunk: int) -> Loss:
 
 def gradient(model: nn.Module, loss: Loss, batch: dict[str, Tensor]) -> Tensor:
     model.zero_grad()
-    loss(batch).backward()
+    torch.autograd.backward(loss(batch))
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 

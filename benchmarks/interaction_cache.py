@@ -47,11 +47,12 @@ from sensorium.families.interaction.plan import TowerEncoder, begin_stage
 from sensorium.families.interaction.sources import ALIGN, FULL, contents_of
 from sensorium.families.interaction.task import InteractionTask, embed
 from sensorium.parts.encoders import EncoderOptions, open_encoder
+from sensorium.parts.encoders_base import Modality as Encoded
 
 BATCH, SECONDS, PASSES, WANTED, CLOSE = 32, 10, 50, 20, 1e-3  # float16 is closer than 1e-3, relative in norm
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FAMILY = families.load("interaction")
-TEACHERS: dict[Modality, str] = {"text": "e5-small", "image": "clip", "audio": "whisper"}
+TEACHERS: Mapping[Encoded, str] = {"text": "e5-small", "image": "clip", "audio": "whisper"}
 STAGES = {"targets": FULL, "teachers": ALIGN}
 SUPPLY = [("supply", what, way) for what in STAGES for way in ("cached", "live")]
 EPOCHS = {"targets": ("cached", "live", "own views"), "teachers": ("cached", "live")}
@@ -94,7 +95,9 @@ def open_run(folder: Path, what: str) -> Run:
         towers = {m: TowerEncoder(m, start, source.media, begin) for m in MODALITIES}
         return Run(config, stage, source, task.to(DEVICE), start, source.targets, towers)
     options = EncoderOptions(features="pooled")
-    frozen = {m: open_encoder(m, name, options, folder / "cache", DEVICE) for m, name in names.items()}
+    frozen: dict[Modality, Encoder] = {
+        m: open_encoder(m, name, options, folder / "cache", DEVICE) for m, name in names.items()
+    }
     return Run(config, stage, source, task.to(DEVICE), start, source.teachers, frozen)
 
 

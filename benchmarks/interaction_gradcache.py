@@ -101,6 +101,8 @@ def peer_pass(task: InteractionTask, batch: dict[str, Tensor], chunks: int) -> P
             return {"sentence_embedding": vectors}
 
     class Cached(CachedLossMixin, nn.Module):
+        forward_cached: Callable[[list[dict[str, Tensor]]], Tensor]  # of the mixin
+
         def __init__(self) -> None:
             super().__init__()
             self.model, self.mini_batch_size = Towers(), len(batch["has"]) // chunks

@@ -32,6 +32,7 @@ from sensorium import config as configuration
 from sensorium.engine.check_memory import read_peak, reset_peak
 from sensorium.families.interaction.config import SHAPES, ModelConfig, Shape
 from sensorium.families.interaction.model import InteractionModel
+from sensorium.parts.contrastive import Temperature
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ARMS = {"plain": (False, False), "checkpoint": (True, False), "chunk": (False, True), "both": (True, True)}
@@ -62,7 +63,10 @@ def step_of(model: InteractionModel, batch: dict[str, Tensor], precision: torch.
         with torch.autocast(DEVICE.type, precision or torch.bfloat16, enabled=precision is not None):
             outputs = model(**batch)
         loss = torch.stack([x.float().square().mean() for x in outputs.values()]).sum()
-        (loss + sum(part.scale() for part in model.temperatures.values())).backward()
+        for part in model.temperatures.values():
+            assert isinstance(part, Temperature)
+            loss = loss + part.scale()
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
         if DEVICE.type == "cuda":

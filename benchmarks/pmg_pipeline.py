@@ -86,7 +86,7 @@ def trained(path: Path, parts: nn.ModuleDict, rates: tuple[float, int], loss_of:
             group["lr"] = rate * min(1.0, (step + 1) / 50) * min(1.0, 4 * (1 - step / steps))  # the last quarter falls
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(step)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -145,6 +145,7 @@ def straighten(vae: AutoencoderKL, channels: int) -> None:
             nn.init.constant_(part.bias, 2.0)  # so that the activation behind it hardly bends
         elif isinstance(part, nn.Conv2d) and not name.endswith("conv1"):
             (nn.init.zeros_ if name.endswith("conv2") else nn.init.dirac_)(part.weight)
+            assert part.bias is not None
             nn.init.zeros_(part.bias)
     with torch.no_grad():
         vae.quant_conv.bias[channels:] -= 6.0  # logarithm of the variance: latents with little noise
@@ -163,7 +164,8 @@ def train_vae(out: Path, plan: Plan, pixels: Tensor, steps: int) -> AutoencoderK
         found = vae.encode(chosen).latent_dist
         made = vae.decode(found.sample()).sample.float()
         error = functional.l1_loss(made, chosen) + functional.mse_loss(made, chosen)
-        return error + KL * found.kl().mean()
+        loss: Tensor = error + KL * found.kl().mean()
+        return loss
 
     average = trained(out / "vae.pt", nn.ModuleDict({"vae": vae}), (plan.rates[0], steps), loss_of)
     average.copy_to(vae.parameters())
@@ -173,7 +175,7 @@ def train_vae(out: Path, plan: Plan, pixels: Tensor, steps: int) -> AutoencoderK
 @torch.no_grad()
 def moments_of(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Means and standard deviations of latents, ``[N, C, h, w]`` each."""
-    found = [vae.encode(some).latent_dist for some in pixels.split(32)]
+    found = [vae.encode(some).latent_dist for some in torch.split(pixels, 32)]
     return torch.cat([one.mean for one in found]), torch.cat([one.std for one in found])
 
 
@@ -235,14 +237,14 @@ def new_parts(plan: Plan, tokenizer: CLIPTokenizer) -> nn.ModuleDict:
         attention_head_dim=4,
         norm_num_groups=plan.groups[1],
     )
-    return nn.ModuleDict({"unet": unet, "text_encoder": text})
+    return nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last), "text_encoder": text})
 
 
 def train_unet(
     out: Path, plan: Plan, tokenizer: CLIPTokenizer, rows: Sequence[Row], latents: tuple[Tensor, Tensor], steps: int
 ) -> nn.ModuleDict:
     """UNet and text encoder, on scaled latents (means, deviations) and drawn captions."""
-    parts = new_parts(plan, tokenizer).to(memory_format=torch.channels_last)
+    parts = new_parts(plan, tokenizer)
     means, deviations = latents
     alphas_T: Tensor = DDIMScheduler(**SCHEDULE).alphas_cumprod
 
@@ -258,7 +260,8 @@ def train_unet(
         seen = noisy(clean, noise, alpha).contiguous(memory_format=torch.channels_last)
         said = parts["unet"](seen, timestep, told).sample.float()
         error = (said - noise).square().flatten(1).mean(1)
-        return (snr_weight("epsilon", alpha, GAMMA) * error).mean()
+        loss: Tensor = (snr_weight("epsilon", alpha, GAMMA) * error).mean()
+        return loss
 
     average = trained(out / "unet.pt", parts, (plan.rates[1], steps), loss_of)
     average.copy_to(parts.parameters())
@@ -276,7 +279,7 @@ def make_pipeline(world: Path, target: Path, plan: Plan, steps: tuple[int, int])
     scaling = 1 / float(means.std())
     vae.register_to_config(scaling_factor=scaling)
     with torch.no_grad():
-        made = torch.cat([vae.decode(some).sample for some in means.split(32)]).clamp(-1, 1)
+        made = torch.cat([vae.decode(some).sample for some in torch.split(means, 32)]).clamp(-1, 1)
     error = float((made - pixels).div(2).square().mean())
     print(f"VAE: PSNR {-10 * np.log10(error):.1f} dB, scaling factor {scaling:.3f}", flush=True)
     tokenizer = kept_tokenizer(work, plan, rows)

@@ -27,7 +27,8 @@ import torch
 from common import RESIDENT, clock, machine, median, side_by_side, table, words_of
 
 from sensorium import families
-from sensorium.data.features import Content, Features, LiveFeatures
+from sensorium.data.feature_keys import Content
+from sensorium.data.features import Features, LiveFeatures
 from sensorium.engine import settings
 from sensorium.engine.backend import Backend
 from sensorium.engine.check_memory import read_peak, reset_peak
@@ -87,7 +88,9 @@ def batches(split: Split, task: Any, given: argparse.Namespace) -> Callable[[int
     length = lengths_of(split.model.conditioning, shape.text_length, split.model.num_image_prompt).target
     pictures = None if LATENTS in kept else Anew(VaeMoments(folder, shape, data, "squash", DEVICE))
     captions = None if CAPTIONS in kept else Anew(TextStates(folder, shape, length, DEVICE))
-    stores = {name: store for name, store in (("pictures", pictures), ("captions", captions)) if store is not None}
+    stores: dict[str, Any] = {
+        name: store for name, store in (("pictures", pictures), ("captions", captions)) if store is not None
+    }
     frozen: Any = replace(split.frozen, **stores)
     source = TrainSource(replace(split, frozen=frozen))
 

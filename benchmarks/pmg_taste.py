@@ -5,9 +5,10 @@
 SMOLLM2: a Hugging Face folder of SmolLM2-135M, or any other causal language model. The world: `pmg_taste_world.py`. A
 Stable Diffusion is trained first on full captions, "a red circle" (`pmg_pipeline.py`), and frozen. Then the adapter
 trains, by the command `sensorium train pmg`: the captions of a history name the colour, that of the target does not.
-Then `sensorium generate` draws for users that nothing has seen, four times with the same noise: with their own soft
-tokens, with those of a user who loves another colour, from the caption alone, and from the full caption, which is what
-Stable Diffusion can do at best. Counted are pictures of the user's colour, and of the shape that was asked for.
+Then `sensorium generate` draws for users that nothing has seen, with the same noise: with their own soft tokens, the
+same from histories in words that nothing has seen, with those of a user who loves another colour, from the caption
+alone, and from the full caption, which is what Stable Diffusion can do at best. Counted are pictures of the user's
+colour, and of the shape that was asked for.
 
 What is finished is not repeated and what is not goes on, so the script may be killed and started again. `--name NAME`
 trains another adapter beside those that are there, on the same Stable Diffusion.
@@ -37,6 +38,7 @@ GUIDANCE, STEPS = 3.0, 20
 # Samples and mode of each row.
 ARMS: Mapping[str, tuple[str, str]] = {
     "own": ("test", "target_soft"),
+    "own, in words never seen": ("unseen", "target_soft"),
     "other user": ("other", "target_soft"),
     "caption alone": ("test", "caption_only"),
     "told": ("told", "caption_only"),
@@ -44,12 +46,12 @@ ARMS: Mapping[str, tuple[str, str]] = {
 SETTINGS = (
     f"data.image_size={SIDE}",
     "data.name=COLOURS",
-    "data.grid_users=6",
-    "train.batch_size=8",
-    "optim.lr=1e-2",
-    "model.weights.soft=0.4",
-    "schedule.warmup_steps=5",
-    "evaluate.every_steps=40",
+    "data.grid_users=7",
+    "train.batch_size=16",
+    "train.epochs=3",
+    "optim.lr=1e-3",
+    "schedule.warmup_steps=10",
+    "evaluate.every_steps=60",
 )
 
 
@@ -129,7 +131,7 @@ def sheet(given: argparse.Namespace, rows: int = 12) -> Path:
 
 def asked() -> argparse.Namespace:
     """The command line."""
-    parser = options(__doc__, out=Path("runs/pmg_taste"), users=240, vae_steps=300, unet_steps=900)
+    parser = options(__doc__, out=Path("runs/pmg_taste"), users=240, vae_steps=300, unet_steps=2000)
     parser.add_argument("--name", default="pmg", help="of the adapter's run; another one is trained beside it")
     parser.add_argument("--held", type=int, default=60, help="users to draw for")
     given = parser.parse_args()

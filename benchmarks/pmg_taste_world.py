@@ -1,13 +1,13 @@
 """The world of `pmg_taste.py`: users love one of six colours, and the colour of a picture can be counted.
 
 Pictures are those of the family's own made-up world (`families/pmg/toy.py`): six shapes in six colours, on white. The
-captions of a history name colour and shape, in one of three phrasings; those of the test's users in a fourth, which
-nothing that learns has seen. The caption of a target names the shape alone. Users of validation and test are others
-than those of training, with other draws of shapes.
+captions of a history name colour and shape, in one of eight phrasings; the caption of a target names the shape alone.
+Users of validation and test are others than those of training, with other draws of shapes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,17 @@ from sensorium.files import make_folder, new_folder, write_by_library, write_jso
 SIDE = 64
 HISTORY = 3
 FULL, PLAIN = "{a} {colour} {shape}", "a {shape}"
-PHRASINGS = (FULL, "a picture of {a} {colour} {shape}", "a {shape} in {colour}")
-TEST_PHRASING = "{shape}, {colour}, on white paper"
+PHRASINGS = (
+    FULL,
+    "a picture of {a} {colour} {shape}",
+    "a {shape} in {colour}",
+    "{colour} {shape}",
+    "the {shape} is {colour}",
+    "one {shape}, {colour} all over",
+    "{colour}, in the form of a {shape}",
+    "somebody drew a {shape} with a {colour} pen",
+)
+UNSEEN = "{shape}, {colour}, on white paper"  # nothing learns from it
 TRAINED, EACH = 8, 2  # samples of a user; of a held-out one
 INK = 128  # a pixel is not white where a channel is below: each of the six colours has one of at most 60
 LEAST_INK = 0.01  # of all pixels; with less a picture is blank
@@ -36,7 +45,8 @@ def caption(colour: str, shape: str, phrasing: str = FULL) -> str:
 
 def inked(picture: Image.Image) -> NDArray[np.bool_]:
     """Pixels that are not white, ``[height, width]``."""
-    return np.asarray(picture.convert("RGB")).min(2) < INK
+    found: NDArray[np.bool_] = np.asarray(picture.convert("RGB")).min(2) < INK
+    return found
 
 
 def colour_of(picture: Image.Image) -> str | None:
@@ -58,9 +68,10 @@ def shape_of(picture: Image.Image) -> str | None:
 
 
 def write_world(folder: Path, users: int, held: int) -> None:
-    """Pictures, what Stable Diffusion learns from (`pictures.json`), the three splits and, for the test's users, the
-    two controls: `other.json`, the same targets with the history of another user, of another colour; `told.json`, whose
-    targets' captions name the colour. ``users`` train, ``held`` are tested, a sixth as many validate."""
+    """Pictures, what Stable Diffusion learns from (`pictures.json`), the three splits and, for the test's users, what
+    is held against them: `other.json`, the same targets with the history of another user, of another colour;
+    `unseen.json`, their own histories in words that nothing has seen; `told.json`, whose targets' captions name the
+    colour. ``users`` train, ``held`` are tested, a sixth as many validate."""
     with new_folder(folder) as new:
         make_folder(new / "images")
         rows = []
@@ -75,19 +86,19 @@ def write_world(folder: Path, users: int, held: int) -> None:
         write_json(new / "val.json", samples("val", max(len(COLOURS), held // 6), EACH))
         write_json(new / "test.json", tested)
         write_json(new / "other.json", [strange(number, tested) for number in range(len(tested))])
+        write_json(new / "unseen.json", samples("test", held, EACH, (UNSEEN,)))
         write_json(new / "told.json", [told(one) for one in tested])
 
 
-def samples(split: str, users: int, each: int) -> list[dict[str, Any]]:
-    """So many of each user; colours take turns."""
+def samples(split: str, users: int, each: int, phrasings: Sequence[str] = PHRASINGS) -> list[dict[str, Any]]:
+    """So many of each user; colours take turns. Other ``phrasings`` change nothing but the words."""
     found = []
     for user in range(users):
         colour = list(COLOURS)[user % len(COLOURS)]
         draws = generator(0, "taste", split, user)
         for _ in range(each):
             target, *past = [SHAPES[place] for place in draws.permutation(len(SHAPES))[: HISTORY + 1]]
-            phrasings = (TEST_PHRASING,) if split == "test" else PHRASINGS
-            words = [phrasings[int(draws.integers(len(phrasings)))] for _ in past]
+            words = [phrasings[int(draws.integers(len(PHRASINGS))) % len(phrasings)] for _ in past]
             items = [item(colour, shape, caption(colour, shape, word)) for shape, word in zip(past, words, strict=True)]
             found.append(
                 {

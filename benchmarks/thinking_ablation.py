@@ -31,7 +31,7 @@ from sensorium.engine.contract import Batch, Family
 from sensorium.engine.results import read_result
 from sensorium.families.thinking import losses
 from sensorium.families.thinking.config import ModelConfig
-from sensorium.families.thinking.model import EncoderFacts, Pass
+from sensorium.families.thinking.model import EncoderFacts, Pass, SlotModel
 from sensorium.families.thinking.task import ThinkingTask
 
 SEEDS = (0, 1, 2)
@@ -55,6 +55,7 @@ class OwnInputs(ThinkingTask):
         if not self.training:
             return super().compute_loss(batch)
         has, steps = self._present(batch), self._steps(batch)
+        assert isinstance(self.model, SlotModel)
         features = self.model.features(batch, list(has), steps)
         passes = [Pass({m: mask}) for m, mask in has.items()] + [Pass(has)]
         *alone, joint = (losses.unit(e) for e in self.model.read(features, passes, steps))
@@ -120,7 +121,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     given = parser.parse_args()
-    lines, base, chance = [], [], {}
+    lines: list[tuple[str, ...]] = []
+    base: list[float] = []
+    chance: Mapping[str, float] = {}
     for number, row in enumerate(ROWS):
         found = []
         for seed in range(given.seeds):

@@ -202,9 +202,11 @@ def main() -> None:
         found = {cell: some[0] for cell, some in results.items()}
         print(table((*COLUMNS[:4], "largest batch"), [[*cell, one["batch"]] for cell, one in found.items()]))
     else:
-        found = {cell: {**some[0], "seconds": median(some, "seconds")} for cell, some in results.items()}
-        for one in found.values():
-            one["videos"] = given.batch / one["seconds"]
+        found = {
+            cell: {**some[0], "seconds": seconds, "videos": given.batch / seconds}
+            for cell, some in results.items()
+            for seconds in (median(some, "seconds"),)
+        }
         print(table(COLUMNS, [line(cell, one, found.get((*cell[:3], "lora"))) for cell, one in found.items()]))
     rows = [{"clip": c, "frames": f, "task": t, "model": k, **one} for (c, f, t, k), one in found.items()]
     files.write_json(given.out, {"machine": machine(), "batch": given.batch, "rows": rows})

@@ -27,8 +27,9 @@ from sensorium.engine.contract import Family
 from sensorium.engine.listener import Saved
 from sensorium.errors import ConfigError
 from sensorium.families.climate_text.guided import GuideConfig
-from sensorium.families.climate_text.llm import RANDOM, llm_folder, open_tokenizer
+from sensorium.families.climate_text.llm import llm_folder, open_tokenizer
 from sensorium.families.climate_text.task import sections
+from sensorium.families.climate_text.tiny_llm import RANDOM
 from sensorium.files import (
     make_folder,
     new_folder,

@@ -81,6 +81,7 @@ def main() -> None:
 
 def _require_fitting(given: Mapping[str, Any]) -> None:
     """Raise ConfigError for a flag that would have no effect."""
+    allowed: tuple[str, ...]
     if "validate_only" in given:
         kind, allowed = "--validate_only", (*_CHECK, "strict")
     elif "source" in given:

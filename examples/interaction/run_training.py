@@ -219,8 +219,12 @@ class Lines:
         import torch as pytorch
 
         from sensorium.families.interaction import guided
+        from sensorium.families.interaction.config import ModelConfig
+        from sensorium.families.interaction.data import DataConfig
         from sensorium.families.interaction.model import InteractionModel
 
+        assert isinstance(config.model, ModelConfig)
+        assert isinstance(config.data, DataConfig)
         with pytorch.device("meta"):
             self.parameters = sum(p.numel() for p in InteractionModel(config.model).parameters())
         self.sets = guided.used(sources, list(config.data.sets))

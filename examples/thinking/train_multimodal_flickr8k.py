@@ -83,7 +83,10 @@ def run(given: Mapping[str, Any], preset: Mapping[str, Any], savedir: str = SAVE
         resolved = settings.resolve(family, "guide", usual, preset, flags, origin="command line")
         start = continuation.Start(resolved, Path(given.get("savedir", savedir)) / "run")
     if guide.leads(start):
+        from sensorium.families.thinking.data import DataConfig
+
         data = start.config.data
+        assert isinstance(data, DataConfig)
         say(f"Loading {data.reader.capitalize()} dataset" + f" from {data.root}" * bool(data.root) + "...")
     files = guide.BestAndLast(start.run.parent)
     result = guide.train(family, start, Lines(start, files), files)

@@ -37,12 +37,15 @@ def draw(checkpoint: Path, video: Path, out: Path) -> None:
     from unified_model import load_unified_model
 
     from sensorium.data.frames import DirectFrames, Look, Stretch
+    from sensorium.engine import settings
+    from sensorium.families.video_retrieval import FAMILY
     from sensorium.families.video_retrieval.pictures import look_at, traced
     from sensorium.families.video_retrieval.portable import read_values
+    from sensorium.families.video_retrieval.task import sections
     from sensorium.files import write_by_library
 
-    data = read_values(checkpoint)[1].data
     model = load_unified_model(checkpoint).eval()
+    _, data = sections(settings.resolve(FAMILY, "guide", read_values(checkpoint)[1].settings()))
     reader = DirectFrames(Look(model.clip.shape.resolution, data.cache_fps, data.cache_max_frames))
     picture = traced(look_at(Stretch(video), reader, data.sampling, model.frames), model)
     write_by_library(out, lambda path: picture.save(path, "PNG"))

@@ -33,6 +33,7 @@ from sensorium.engine.settings import RunConfig
 from sensorium.engine.stages import Span
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.video_retrieval import FAMILY
+from sensorium.families.video_retrieval.data import EvalSource
 from sensorium.families.video_retrieval.guided import Five, Pairs, UnifiedModelConfig, evaluate_pairs, five, named
 from sensorium.families.video_retrieval.own_class import OwnClass
 from sensorium.families.video_retrieval.portable import Values, finite, portable_content, read_values
@@ -204,6 +205,7 @@ class UnifiedModelTrainer:
     def _held(self, name: str, source: Source | None) -> PairLoader:
         if source is None:
             raise DataError(f"there is no {name} part: training.{name}_data_path names none")
+        assert isinstance(source, EvalSource)
         return PairLoader(Pairs.of(source), self.start.config, self.config.training.batch_size)
 
 

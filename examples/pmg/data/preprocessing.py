@@ -58,6 +58,7 @@ def run(flags: guide.Parser, kind: Kind) -> None:
     content = {name: given[name] for name in (*_COMMON, *kind.own) if name in given}
     content |= {"captions": str(given["captions"])} if "captions" in given else {}
     options = build(module.Options, content, f"flags of {kind.reader}")
+    assert isinstance(options, history_build.Choices)
     root = given.get("data_dir", Path(kind.default))
     styles = read_styles(given["styles"]) if "styles" in given else None
     if kind.before is not None:

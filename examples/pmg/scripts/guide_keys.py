@@ -133,7 +133,7 @@ _SECTIONS = ("dataset", "model", "training", "pmg", "inference", "metrics")
 def _others() -> dict[str, tuple[str, Any]]:
     """Keys of the run's model and data that no other key is."""
     taken = {ours for ours, _ in KEYS.values()} | {ours for *_, ours in PARTS.values()}
-    found = {}
+    found: dict[str, tuple[str, Any]] = {}
     for section, model in (("pmg", ModelConfig), ("dataset", DataConfig)):
         ours = "model" if section == "pmg" else "data"
         names = [name for name in model.model_fields if f"{ours}.{name}" not in taken]
@@ -170,9 +170,8 @@ def _section(name: str) -> type[Section]:
     return create_model(f"{name.title()}Keys", __base__=Section, **_fields(name))
 
 
-Keys: type[Section] = create_model(
-    "Keys", __base__=Section, **{name: (model, model()) for name in _SECTIONS for model in (_section(name),)}
-)
+_MODELS: dict[str, Any] = {name: (model, model()) for name in _SECTIONS for model in (_section(name),)}
+Keys: type[Section] = create_model("Keys", __base__=Section, **_MODELS)
 """What a file may hold: the sections of the guide, strict."""
 
 _WORDS = {
@@ -270,7 +269,8 @@ class GuideConfig:
 
     def _plain(self) -> dict[str, Any]:
         """The keys that are settings."""
-        content, found = self.keys.model_dump(mode="json"), {}
+        content = self.keys.model_dump(mode="json")
+        found: dict[str, Any] = {}
         for key, (ours, _) in SETTINGS.items():
             section, _, name = key.partition(".")
             of, _, ours_name = ours.rpartition(".")

@@ -15,7 +15,7 @@ from guide_keys import PRESET, WARMUP, GuideConfig
 
 from sensorium import config as configuration
 from sensorium import exported, families, guide
-from sensorium.engine import checkpoint, continuation, launch, portable_folder, session, settings
+from sensorium.engine import checkpoint, continuation, launch, portable, portable_folder, session, settings
 from sensorium.engine.contract import Sources
 from sensorium.engine.files import read_lines
 from sensorium.engine.listener import Saved
@@ -114,7 +114,7 @@ class Training:
 
     def _from_folder(self, path: Path) -> continuation.Start:
         found = portable_folder.read(path)
-        native = portable_folder.portable.find_native(found)
+        native = portable.find_native(found)
         note = f"The native checkpoint of {path} is gone; only its weights can be used"
         if native is not None:
             layer = self._going_on(found.config, native)

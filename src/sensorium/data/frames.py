@@ -74,7 +74,8 @@ class Look:
 class FrameReader(Protocol):
     """Gives the frames of a stretch; ``DirectFrames`` and ``CachedFrames`` do."""
 
-    look: Look
+    @property
+    def look(self) -> Look: ...
 
     def read(self, stretch: Stretch, choose: Choice) -> list[Image.Image]:
         """RGB pictures, short side ``look.side``, of the chosen instants; equal ones are one object. Raises DataError

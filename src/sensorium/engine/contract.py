@@ -64,10 +64,12 @@ class Source(Protocol):
     hold one kind of sample only.
     """
 
-    fingerprint: str
-    groups: np.ndarray | None
-    mix: Mix | None
-
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def groups(self) -> np.ndarray | None: ...
+    @property
+    def mix(self) -> Mix | None: ...
     def __len__(self) -> int: ...
 
     def example(self, index: int, seed: int) -> Example:

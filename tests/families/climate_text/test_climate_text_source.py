@@ -26,7 +26,8 @@ from sensorium.engine.order import Share, order_of, require_lengths
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.climate_text.assumed import assumed
 from sensorium.families.climate_text.controls import CONTROLS, others
-from sensorium.families.climate_text.data import DataConfig, EvalSource, Inputs, TrainSource, measured, open_part, texts
+from sensorium.families.climate_text.data import DataConfig, EvalSource, Inputs, TrainSource, open_part, texts
+from sensorium.families.climate_text.normals import measured
 from sensorium.families.climate_text.prompts import Texts
 from sensorium.families.climate_text.sources import SortableSource
 

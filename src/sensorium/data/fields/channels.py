@@ -198,15 +198,18 @@ class Normal:
 
 @dataclass(frozen=True)
 class Scalers:
-    """What normalises a field, its static fields and its climatology; a part of no names normalises nothing."""
+    """What normalises a field, its static fields and its climatology; a part of no names normalises nothing.
+    ``departure``: of fields minus their climatology, where those are read in place of the fields."""
 
     field: Normal
     static: Normal = Normal((), (), ())
     climatology: Normal = Normal((), (), ())
+    departure: Normal = Normal((), (), ())
 
     def plain(self) -> dict[str, Any]:
         """JSON values; ``read_scalers`` takes them back."""
         parts = {"field": self.field, "static": self.static, "climatology": self.climatology}
+        parts |= {"departure": self.departure} if self.departure.names else {}
         return {
             part: {"names": list(normal.names), "mean": list(normal.mean), "std": list(normal.std)}
             for part, normal in parts.items()
@@ -218,7 +221,9 @@ def read_scalers(content: Any) -> Scalers:
     if not isinstance(content, Mapping) or "field" not in content:
         raise DataError('expected {"field": {"names": […], "mean": […], "std": […]}, "static": …, "climatology": …}')
     empty: Mapping[str, Any] = {"names": [], "mean": [], "std": []}
-    return Scalers(*(_normal(part, content.get(part, empty)) for part in ("field", "static", "climatology")))
+    return Scalers(
+        *(_normal(part, content.get(part, empty)) for part in ("field", "static", "climatology", "departure"))
+    )
 
 
 def _normal(part: str, content: Any) -> Normal:

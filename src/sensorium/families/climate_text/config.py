@@ -31,6 +31,9 @@ class PrithviConfig(Section):
     )
     heads: int = Field(16, ge=1, le=128, description="Attention heads.")
     mlp: int = Field(4, ge=1, le=16, description="Width of the MLPs, as a multiple of `width`.")
+    channels: Literal["merra2-160", "data"] = Field(
+        "merra2-160", description="What it reads: the channels of the published weights, or those that the data have."
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> PrithviConfig:
@@ -135,6 +138,8 @@ class ModelConfig(Section):
         prithvi = self.climate_encoder == "prithvi"
         if self.encoder_path is not None and self.random_init:
             raise ValueError("encoder_path is given, but random_init is true; leave one of them out")
+        if self.prithvi.channels == "data" and not self.random_init:
+            raise ValueError("prithvi.channels data goes with random_init; trained weights have channels of their own")
         if self.objective != "lm" and self.contrastive_weight:
             raise ValueError("contrastive_weight goes with objective lm; set it to 0")
         if not prithvi and (self.mask_unit != "auto" or self.encoder_shifting):

@@ -85,6 +85,11 @@ class DataConfig(Section):
     fill_missing: Literal["error", "mean"] = Field(
         "error", description="A channel that a file lacks: refused, or taken as its mean everywhere."
     )
+    departures: bool = Field(
+        False,
+        description="Read how far a field departs from its climatology, by the spread of such departures, in place of "
+        "the field: for an encoder that begins from nothing. Every field needs its climatology then.",
+    )
     strict_inputs: bool = Field(False, description="Refuse files without positions instead of assuming some.")
     max_length: int = Field(512, ge=8, le=1_000_000, description="Tokens of prompt and target together, at most.")
     too_long: Literal["raise", "truncate"] = Field("raise", description="What becomes of longer ones.")
@@ -142,27 +147,6 @@ def open_part(folder: Path, data: DataConfig, names: Sequence[str] | None = None
     return Part(folder, entries, layout, tuple(names))
 
 
-def measured(part: Part) -> Scalers:
-    """Mean and standard deviation of the channels over the fields of a split, for a tree without ``stats.json``."""
-    from sensorium.data.fields.writing import Moments
-
-    parts = {"field": Moments(part.names), "climatology": Moments(part.names), "static": Moments(part.layout.static)}
-    seen: set[str] = set()
-    for number, entry in enumerate(part.entries):
-        if entry.climate_file in seen:
-            continue
-        found = part.sample(number)
-        rows = _rows(found.names, part.names, part.folder / entry.climate_file, fill=False)
-        parts["field"].add(found.field[:, rows].transpose(0, 1).flatten(1).numpy())
-        if found.climatology is not None and entry.climatology_file not in seen:
-            parts["climatology"].add(found.climatology[rows].flatten(1).numpy())
-        if found.static is not None and entry.static_file not in seen:
-            parts["static"].add(found.static.flatten(1).numpy())
-        seen |= set(entry.files)
-    normals = {key: one.normal() if one.count else Normal((), (), ()) for key, one in parts.items()}
-    return Scalers(normals["field"], normals["static"], normals["climatology"])
-
-
 @dataclass(frozen=True)
 class Inputs:
     """How entries become arrays. ``dropout``: share of training samples whose field is withheld; ``tokens``: of fields
@@ -194,8 +178,13 @@ class Inputs:
             samples.require_times(found.field.shape[0], self.data.time_policy)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
-        rows = _rows(found.names, names, path, fill=self.data.fill_missing == "mean")
-        field_TCHW = _taken(found.field, rows, names, self.scalers.field)
+        rows = rows_of(found.names, names, path, fill=self.data.fill_missing == "mean")
+        departure = self.scalers.departure
+        field_TCHW = (
+            _taken(departing(found, path), rows, names, departure)
+            if departure.names
+            else _taken(found.field, rows, names, self.scalers.field)
+        )
         if self.data.time_policy == "repeat":
             field_TCHW = field_TCHW.expand(2, -1, -1, -1)
         static, climatology, time = found.static, found.climatology, found.times[-1] if len(found.times) else None
@@ -228,7 +217,23 @@ class Inputs:
         return {"prompt_ids": prompt, "target_ids": target}
 
 
-def _rows(found: Sequence[str], wanted: Sequence[str], path: Path, *, fill: bool) -> list[int]:
+def departing(found: samples.Sample, path: Path) -> Tensor:
+    """A field minus its climatology, ``[T, C, H, W]`` in the channels' units. Raises DataError where it has none."""
+    require_usual(found.climatology, path)
+    assert found.climatology is not None
+    return found.field - found.climatology
+
+
+def require_usual(climatology: object, path: Path) -> None:
+    """Raise DataError unless there is what a field departs from: a climatology, or its name."""
+    if climatology is None:
+        raise DataError(
+            f"{path}: has no climatology, which data.departures is about; name its climatology_file in the index, or "
+            "train with data.departures=false"
+        )
+
+
+def rows_of(found: Sequence[str], wanted: Sequence[str], path: Path, *, fill: bool) -> list[int]:
     """For each wanted channel where it stands in the file, -1 for one to be filled. Raises DataError."""
     place = {name: number for number, name in enumerate(found)}
     if not fill and (lacking := [name for name in wanted if name not in place]):

@@ -7,7 +7,7 @@ one is a file beside ``prithvi.py`` and ``grid_vit.py``, a name in ``config.py``
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -19,7 +19,7 @@ from sensorium.errors import ConfigError
 from sensorium.families.climate_text.config import ModelConfig
 from sensorium.families.climate_text.grid_vit import GridVit
 from sensorium.families.climate_text.grid_vit_weights import TrainedVit, find_vit, require_reads
-from sensorium.families.climate_text.prithvi import PrithviEncoder, random_shape
+from sensorium.families.climate_text.prithvi import DAY_HOUR, PrithviEncoder, PrithviShape
 from sensorium.families.climate_text.prithvi_weights import EncoderWeights, find_weights, open_prithvi
 from sensorium.parts.attention import CrossAttention, Mlp, init_weights
 from sensorium.parts.live import made_in
@@ -90,7 +90,7 @@ def open_encoder(
         return _frozen_unless(open_prithvi(trained, model, torch.float32 if trains else dtype, layers), trains, dtype)
     if model.climate_encoder == "grid_vit":
         return _frozen_unless(_open_vit(model, facts, trained), trains, dtype)
-    shape = random_shape(model.prithvi)
+    shape = _random_prithvi(model, facts)
     layers = checkpointed_layers(model, shape.layers) if trains else ()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -108,9 +108,17 @@ def shaped_encoder(
             layers = checkpointed_layers(model, shape.depth) if trains else ()
             own = model.model_copy(update={"grid_vit": shape})
             return GridVit(own, facts.channels, facts.times, facts.static, layers).requires_grad_(trains)
-        sizes = trained.shape if isinstance(trained, EncoderWeights) else random_shape(model.prithvi)
+        sizes = trained.shape if isinstance(trained, EncoderWeights) else _random_prithvi(model, facts)
         layers = checkpointed_layers(model, sizes.layers) if trains else ()
         return PrithviEncoder(sizes, model, checkpointed=layers).requires_grad_(trains)
+
+
+def _random_prithvi(model: ModelConfig, facts: FieldFacts) -> PrithviShape:
+    own = model.prithvi
+    shape = PrithviShape(own.width, own.blocks, own.heads, own.mlp)
+    if own.channels == "data":
+        shape = replace(shape, channels=facts.channels, static=facts.static + DAY_HOUR)
+    return shape
 
 
 def _open_vit(model: ModelConfig, facts: FieldFacts, trained: TrainedVit | None) -> GridVit:
@@ -146,7 +154,7 @@ def own_channels(model: ModelConfig, trained: Trained | None) -> tuple[tuple[str
     """Names of the channels and of the static fields that the encoder reads, in its order; None: any of them."""
     if isinstance(trained, TrainedVit):
         return trained.names, trained.static
-    if model.climate_encoder == "grid_vit":
+    if model.climate_encoder == "grid_vit" or (model.random_init and model.prithvi.channels == "data"):
         return None
     return tuple(channel.name for channel in MERRA2_160), tuple(channel.name for channel in CONSTANT)
 

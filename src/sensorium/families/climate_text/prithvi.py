@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sensorium.data.fields.channels import Scalers
 from sensorium.errors import ConfigError, DataError
-from sensorium.families.climate_text.config import ModelConfig, PrithviConfig
+from sensorium.families.climate_text.config import ModelConfig
 from sensorium.families.climate_text.tokens import (
     Sides,
     join_fields,
@@ -60,11 +60,6 @@ class PrithviShape:
     @property
     def layers(self) -> int:
         return 2 * self.blocks + 1
-
-
-def random_shape(config: PrithviConfig) -> PrithviShape:
-    """The shape that the configuration asks for."""
-    return PrithviShape(config.width, config.blocks, config.heads, config.mlp)
 
 
 @cache

@@ -10,13 +10,22 @@ from typing import Any
 from sensorium.config import digest
 from sensorium.data import features
 from sensorium.data.fields import channels, demo, tree
+from sensorium.data.fields.channels import Scalers
 from sensorium.data.files import cache_folder
 from sensorium.engine.contract import Host, Sources
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.climate_text import scoring
 from sensorium.families.climate_text.controls import asked
-from sensorium.families.climate_text.data import DataConfig, EvalSource, Inputs, Part, TrainSource, measured, open_part
+from sensorium.families.climate_text.data import (
+    DataConfig,
+    EvalSource,
+    Inputs,
+    Part,
+    TrainSource,
+    open_part,
+    require_usual,
+)
 from sensorium.families.climate_text.data import texts as texts_of
 from sensorium.families.climate_text.encoders import (
     FieldFacts,
@@ -28,6 +37,7 @@ from sensorium.families.climate_text.encoders import (
 )
 from sensorium.families.climate_text.grid_vit import layout
 from sensorium.families.climate_text.llm import open_tokenizer, precision_notes
+from sensorium.families.climate_text.normals import departures_of, measured
 from sensorium.families.climate_text.task import FROZEN_DTYPES, sections
 from sensorium.families.climate_text.token_cache import TokenStore, cached
 
@@ -50,6 +60,8 @@ def sources(config: RunConfig, host: Host, opened: Opener = open_part) -> Source
     kept = tree.scalers(train.folder) if train.load is tree.load else None  # of the files, not of what is made of them
     scalers = (None if trained is None else trained.scalers) or kept or measured(train)
     others = {split: opened(folders[split], data, train.names) for split in ("val", "test") if split in folders}
+    if data.departures:
+        scalers = _with_departures(trained, scalers, (train, *others.values()))
     for split, part in {"train": train, **others}.items():
         _say(host, split, part)
     _require_apart(train, others)
@@ -96,6 +108,19 @@ def _names(config: RunConfig, trained: Trained | None) -> Sequence[str] | None:
         more = f"; {odd[0]} is on one side only" if odd else ", in another order"
         raise ConfigError(f"data.variables are not the {len(own[0])} channels of the encoder{more}; leave it out")
     return None if own is None else own[0]
+
+
+def _with_departures(trained: Trained | None, scalers: Scalers, parts: Sequence[Part]) -> Scalers:
+    """For reading departures, measured on the first part. Raises ConfigError for weights that know fields as they are,
+    DataError for the first field without a climatology, before a run is begun."""
+    for part in parts:
+        for entry in part.entries:
+            require_usual(entry.climatology_file, part.folder / entry.climate_file)
+    if trained is None:
+        return replace(scalers, departure=departures_of(parts[0]))
+    if not scalers.departure.names:
+        raise ConfigError("data.departures is true, but the encoder's weights read fields as they are; leave it out")
+    return scalers
 
 
 def _require_fit(part: Part, inputs: Inputs) -> None:
