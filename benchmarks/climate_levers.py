@@ -1,4 +1,4 @@
-"""What each of five choices of `climate_text` saves: processor time and memory, beside the same step without it.
+"""What each of six choices of `climate_text` saves: processor time and memory, beside the same step without it.
 
     OMP_NUM_THREADS=1 python benchmarks/climate_levers.py --llm SMOLLM2
     python benchmarks/climate_levers.py --repeats 1 --levers head graph      # a random language model: a minute
@@ -7,7 +7,9 @@
 embeddings, as adapters commonly ask for (`enable_input_require_grads`). `tokens`: 256 or 1024 tokens of the same
 patches; a frozen encoder made them, so that the step has the fusion and the language model alone. `files` and `kept`:
 fields mapped from the disk, or read whole, to train on them, and where only their tokens are wanted, of which the file
-says no more than that it is there (it lay in memory, a slow disk would show more).
+says no more than that it is there (it lay in memory, a slow disk would show more). `sort`: the rows of an epoch in any
+order, or sorted by length (`loader.sort_window`); short questions and reports, which are the summaries of the made-up
+weather, an entry in seven, as long as prompts are otherwise.
 
 SMOLLM2: a Hugging Face folder of a causal language model, frozen. Prompts are lengthened to `--prompt` tokens by
 repetition, as made-up weather has short ones. A step is forward and backward pass and AdamW, without checkpointing of
@@ -15,7 +17,7 @@ activations; a sample of `files` and `kept` is read and normalised. Each arm run
 step is for warming up. Memory is what is used at most beside what stays from step to step (weights and state of the
 optimizer): resident memory, or of a GPU what is allocated. Both arms must compute the same, or the script ends: losses
 of the first and the last step, of `tokens` the first loss, while gates are shut, and the mean of the tokens; of files
-all numbers.
+all numbers; of `sort` the loss of an epoch, in which the weights stay (a rate of 0).
 """
 
 from __future__ import annotations
@@ -36,12 +38,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from sensorium import families, tensor_files
+from sensorium.data.fields.facts import KINDS
 from sensorium.engine import settings
 from sensorium.engine.backend import Backend
 from sensorium.engine.check_memory import read_peak, reset_peak
 from sensorium.engine.contract import Batch
+from sensorium.engine.order import order_of, rows_at
 from sensorium.engine.seeds import derive
+from sensorium.families.climate_text.controls import asked as asked_of
 from sensorium.families.climate_text.data import TrainSource
+from sensorium.families.climate_text.sources import SortableSource
 from sensorium.parts.attention import full_precision
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -65,6 +71,7 @@ LEVERS: Mapping[str, Lever] = {
     "head": Lever("logits of all positions", "of the target's alone", ("first", "last"), 1e-5),
     "graph": Lever("gradients down to the embeddings", "down to the first block", ("first", "last"), 1e-5),
     "tokens": Lever("1024 climate tokens", "256, means of four", ("first", "mean"), 1e-4),
+    "sort": Lever("rows in any order", "sorted by length", ("epoch",), 1e-5),
     "files": Lever("fields read whole", "mapped", ("sum",), 0.0),
     "kept": Lever("tokens kept, fields read whole", "mapped", ("sum",), 0.0),
 }
@@ -80,7 +87,10 @@ def configured(given: argparse.Namespace) -> settings.RunConfig:
             **{"climate_dropout": 0.0, "num_fusion_layers": 1 if given.llm == "random:tiny" else 4},
         },
         "data": {
-            "demo": {"num_samples": given.samples, "shape": [2, 160, 64, 64], "val_fraction": 0.25},
+            "demo": {
+                **{"num_samples": given.samples, "shape": [2, 160, 64, 64], "val_fraction": 0.25},
+                "questions": len(KINDS) if given.arm == "sort" else 1,
+            },
             "cache": given.arm != "files",
         },
         "train": {"steps": given.steps, "batch_size": given.rows, "precision": "fp32"},
@@ -97,6 +107,40 @@ def opened(given: argparse.Namespace) -> tuple[settings.RunConfig, TrainSource, 
     return config, found.train, FAMILY.facts(config, found)
 
 
+def reports(source: TrainSource, given: argparse.Namespace) -> SortableSource:
+    """The same split, whose summaries are repeated until entries have nearly the tokens of a prompt."""
+    entries = list(source.part.entries)
+    for number, entry in enumerate(entries):
+        if asked_of(entry)[0] == "summary":
+            once = len(source.inputs.texts.target(f"{entry.target} ")) - 1
+            entries[number] = entry.model_copy(update={"target": " ".join([entry.target] * (given.prompt // once))})
+    return SortableSource(replace(source.part, entries=tuple(entries)), source.inputs)
+
+
+def epoch(given: argparse.Namespace) -> dict[str, float]:
+    """The whole steps of an epoch, after one for warming up; ``padding``: its share of the tokens."""
+    config, found, facts = opened(given)
+    source = reports(found, given)
+    task = task_of(config, facts)
+    order = order_of(source, 0, given.rows, len(source) if given.saved else 0)
+    optimizer = torch.optim.AdamW([one for one in task.parameters() if one.requires_grad], lr=0.0)
+    losses, seconds, before, masks = [], [], 0, []
+    for step in range(-1, len(source) // given.rows):
+        if step == 0:
+            before = measured_from_here()
+        places = range(max(0, step) * given.rows, (max(0, step) + 1) * given.rows)
+        batch = on_device(source.collate([source.example(*row) for row in rows_at(order, places)]))
+        masks.append(batch["attention_mask"].flatten().cpu())
+        loss, taken = trained(task.compute_loss, batch, optimizer)
+        losses.append(loss * float(batch["target_mask"].sum()))
+        seconds.append(taken)
+    padding = 1 - float(torch.cat(masks[1:]).float().mean())
+    return {
+        **{"seconds": statistics.mean(seconds[1:]), "gigabytes": (read_peak(DEVICE) - before) / GIGABYTE},
+        **{"epoch": sum(losses[1:]), "padding": padding, "steps": len(losses) - 1},
+    }
+
+
 def batch_of(source: TrainSource, step: int, given: argparse.Namespace) -> Batch:
     """The rows of a step, with long prompts."""
     examples = []
@@ -105,7 +149,27 @@ def batch_of(source: TrainSource, step: int, given: argparse.Namespace) -> Batch
         prompt = list(found["prompt_ids"])
         times = -(-given.prompt // len(prompt))
         examples.append({**found, "prompt_ids": (prompt * times)[: max(given.prompt, len(prompt))]})
-    return {name: tensor.to(DEVICE) for name, tensor in source.collate(examples).items()}
+    return on_device(source.collate(examples))
+
+
+def on_device(batch: Batch) -> Batch:
+    return {name: tensor.to(DEVICE) for name, tensor in batch.items()}
+
+
+def task_of(config: settings.RunConfig, facts: Mapping[str, Any]) -> Any:
+    """The same weights each time."""
+    torch.manual_seed(0)
+    return FAMILY.task(config, facts).to(DEVICE).train()
+
+
+def trained(loss_of: Callable[[Batch], Tensor], batch: Batch, optimizer: torch.optim.Optimizer) -> tuple[float, float]:
+    """The loss of a step, and its seconds; its graph goes with it."""
+    begun = clock()
+    loss = loss_of(batch)
+    torch.autograd.backward(loss)
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(loss.detach()), clock() - begun
 
 
 def loss_of_all(model: Any, batch: Batch) -> Tensor:
@@ -118,8 +182,7 @@ def loss_of_all(model: Any, batch: Batch) -> Tensor:
 def steps(given: argparse.Namespace) -> dict[str, float]:
     """Some training steps."""
     config, source, facts = opened(given)
-    torch.manual_seed(0)
-    task: Any = FAMILY.task(config, facts).to(DEVICE).train()
+    task = task_of(config, facts)
     loss_of: Callable[[Batch], Tensor] = task.compute_loss
     if given.arm == "head" and not given.saved:
         loss_of = functools.partial(loss_of_all, task.model)
@@ -131,14 +194,9 @@ def steps(given: argparse.Namespace) -> dict[str, float]:
         batch = batch_of(source, step, given)
         if step == 1:
             before = measured_from_here()
-        begun = clock()
-        loss = loss_of(batch)
-        torch.autograd.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(clock() - begun)
-        losses.append(float(loss.detach()))
-        del loss  # and its graph with it
+        loss, taken = trained(loss_of, batch, optimizer)
+        losses.append(loss)
+        seconds.append(taken)
     tokens = source.example(0, 0)["climate_tokens"]
     mean = float((tokens.double().mean(dim=0) * torch.arange(1, tokens.shape[1] + 1).double().cos()).sum())
     return {
@@ -217,7 +275,8 @@ def asked() -> argparse.Namespace:
 def main() -> None:
     given = asked()
     if given.arm:
-        print(json.dumps((reads if given.arm in ("files", "kept") else steps)(given)))
+        measure = {"files": reads, "kept": reads, "sort": epoch}.get(given.arm, steps)
+        print(json.dumps(measure(given)))
         return
     common = words_of(given, "llm", "rows", "prompt", "samples", "steps")
     arms = [
@@ -235,6 +294,12 @@ def main() -> None:
     if lengths := next((arm[0] for arm in results if "text" in arm[0]), None):
         print(
             f"{lengths['text']:.0f} tokens of text a row with padding, {lengths['targets']:.0f} of them to be predicted"
+        )
+    if "sort" in given.levers:
+        unsorted, ordered = (results[2 * given.levers.index("sort") + arm][0] for arm in (0, 1))
+        print(
+            f"sort: {ordered['steps']} steps, {unsorted['padding']:.1%} of their tokens padding without, "
+            f"{ordered['padding']:.1%} with"
         )
     print(table(("lever", "without", "with", "s", "s", "ratio", "MiB", "MiB", "ratio", "apart"), rows))
 

@@ -1,4 +1,4 @@
-"""Variants of the toy family: batch normalisation, and samples that make the loss or the gradient alone not finite."""
+"""Variants of the toy family: batch normalisation, samples that make loss or gradient alone not finite, lengths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import TOY, TOY_TWO_STAGES, ToyData, ToyModel, ToySource, ToyTask
+from helpers import TOY, TOY_TWO_STAGES, ToyData, ToyModel, ToySource, ToyTask, toy_sources
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -93,9 +93,26 @@ class IdleTask(ToyTask):
 
 
 IDLE = replace(TOY, task=lambda config, facts: IdleTask(config.model))
+
+
+class LongSource(ToySource):
+    """Each sample has a length; a few are much longer than most, and several are equal."""
+
+    def length(self, index: int) -> int:
+        return int(np.random.default_rng([7, self.offset + index]).lognormal(2.5, 0.8)) + 1
+
+
+def long_sources(config: settings.RunConfig, host: Host) -> Sources:
+    found = toy_sources(config, host)
+    assert isinstance(config.data, ToyData)
+    return replace(found, train=LongSource(config.data, 0))
+
+
+LONG = replace(TOY, sources=long_sources)
 FAMILIES: Mapping[str, Family] = {
     "idle": IDLE,
     "idle and forbidden": replace(IDLE, whole_gradient=True),
+    "long": LONG,
     "toy": TOY,
     "toy in stages": TOY_TWO_STAGES,
     "fragile": FRAGILE,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 from torch import nn
 
 from sensorium.engine import checkpoint, optim, session
-from sensorium.engine.contract import Ahead, Demand, Family, Finding, Sources
-from sensorium.engine.order import Clock, clock_of
+from sensorium.engine.contract import Ahead, Demand, Family, Finding, LengthSource, Sources
+from sensorium.engine.order import Clock, Share, clock_of, order_of, require_lengths
 from sensorium.engine.schedule import in_steps, learning_rate
 from sensorium.engine.seeds import reseed
 from sensorium.engine.settings import RunConfig
@@ -18,6 +19,7 @@ from sensorium.engine.stages import learnable, select, spans
 from sensorium.engine.tables import size_text
 
 TIGHT = 0.9  # of a GPU: above it, fragments and the libraries' own buffers may be too much
+STEPS = 50  # whose padding is counted
 
 
 def foreseen(
@@ -25,13 +27,35 @@ def foreseen(
 ) -> Iterator[Finding]:
     """Each as soon as it is known. Raises ConfigError and DataError where the run could not be begun."""
     clock = clock_of(sources.train, config)
+    require_lengths(sources, config)
     yield Finding("checkpoints", _checkpoints(family, config, clock))
-    rows = share_of(config, world).rows
+    share = share_of(config, world)
+    yield from padding(sources, config, share, min(STEPS, clock.total))
     if family.demand is not None:
         yield memory(family, config, sources, (device, _room(device)), world)
     if family.outlook is not None:
         task = _new_task(family, config, sources)
-        yield from family.outlook(Ahead(config, sources, task, reach(family, config, task, clock), rows))
+        yield from family.outlook(Ahead(config, sources, task, reach(family, config, task, clock), share.rows))
+
+
+def padding(sources: Sources, config: RunConfig, share: Share, steps: int) -> Iterator[Finding]:
+    """The part of the tokens of the first ``steps`` that is padding to the longest of a micro-batch, sorted and not;
+    nothing where samples have no length."""
+    source, window = sources.train, config.loader.sort_window
+    if not isinstance(source, LengthSource):
+        return
+    found = {}
+    for tried in (0, window or STEPS):
+        order = order_of(source, config.seed, config.train.batch_size, tried)
+        room = held = 0
+        for place in product(range(steps), range(share.micro_batches), range(share.world)):
+            lengths = [source.length(order.sample(position)) for position in share.positions(*place)]
+            room, held = room + len(lengths) * max(lengths), held + sum(lengths)
+        found[tried] = 1 - held / max(1, room)
+    plain, ordered = (f"{part:.0%}{' (as it is set)' * (tried == window)}" for tried, part in found.items())
+    yield Finding(
+        "padding", f"{plain} of the tokens in {steps} steps; {ordered} with loader.sort_window={window or STEPS}"
+    )
 
 
 def _checkpoints(family: Family, config: RunConfig, clock: Clock) -> str:

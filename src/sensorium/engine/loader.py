@@ -14,7 +14,7 @@ from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-d
 from torch.utils.data import DataLoader, Dataset
 
 from sensorium.engine.contract import Batch, Example, Source
-from sensorium.engine.order import MixedOrder, Order, Share, rows_at, stand_in
+from sensorium.engine.order import AnyOrder, Share, rows_at, stand_in
 from sensorium.engine.settings import Loader
 from sensorium.errors import DataError
 
@@ -112,7 +112,7 @@ class Batches:
 class TrainingRows:
     """The rows of every micro-batch of one process, from step ``first`` up to step ``end``."""
 
-    def __init__(self, order: Order | MixedOrder, share: Share, rank: int, first: int, end: int) -> None:
+    def __init__(self, order: AnyOrder, share: Share, rank: int, first: int, end: int) -> None:
         self.order, self.share, self.rank, self.first, self.end = order, share, rank, first, end
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

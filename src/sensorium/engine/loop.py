@@ -21,12 +21,12 @@ from sensorium import config as configuration
 from sensorium.engine import checkpoint, optim, rundir, shortage, signals, tracking, zero_start
 from sensorium.engine import evaluate as evaluation
 from sensorium.engine.backend import Backend
-from sensorium.engine.contract import Batch, Begin, Evaluation, Family, Output, Source
+from sensorium.engine.contract import Batch, Begin, Evaluation, Family, Host, Output, Source, Sources
 from sensorium.engine.finish import finish
 from sensorium.engine.guard import Buffers
 from sensorium.engine.listener import Listener, Saved
 from sensorium.engine.loader import Batches, TrainingRows
-from sensorium.engine.order import Share, clock_of, order_of
+from sensorium.engine.order import Share, clock_of, order_of, require_lengths
 from sensorium.engine.schedule import in_steps, learning_rate
 from sensorium.engine.seeds import reseed
 from sensorium.engine.session import (
@@ -125,8 +125,7 @@ def _train(job: _Job) -> Evaluation | None:
     for note in backend.notes:
         say(note)
     warm = None if resume else warm_start(config)
-    sources = family.sources(config, host)
-    backend.agree("data", fingerprints(sources), DataError)
+    sources = _sources(job, host)
     backend.agree("run folder (all must see one)", {"its lock": rundir.identity(folder)}, CheckpointError)
     clock = clock_of(sources.train, config)
     if backend.is_main and not resume:  # only now: missing data must not leave half a run behind
@@ -165,6 +164,14 @@ def _train(job: _Job) -> Evaluation | None:
         _announce(run, listener)
         timings["train"] = _run_stages(run, plan)
     return finish(run, timings, say, stop)
+
+
+def _sources(job: _Job, host: Host) -> Sources:
+    """The data: the same on all processes, and such as can be ordered as the configuration says."""
+    sources = job.family.sources(job.config, host)
+    job.backend.agree("data", fingerprints(sources), DataError)
+    require_lengths(sources, job.config)
+    return sources
 
 
 def _announce(run: Run, listener: Listener | None) -> None:
@@ -209,7 +216,7 @@ def _run_stage(run: Run, span: Span) -> None:
     model = run.backend.prepare(run.task, optimizer, chosen, progress.optimizer, run.share)
     run.backend.read_state(progress.scaler)
     run.task.train()
-    order = order_of(source, config.seed, config.train.batch_size)
+    order = order_of(source, config.seed, config.train.batch_size, config.loader.sort_window)
     rows = TrainingRows(order, run.share, run.backend.rank, progress.step, span.end)
     batches = Batches(source, rows, config.loader, replaced=progress.replaced)
     stream = iter(batches)

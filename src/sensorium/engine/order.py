@@ -3,19 +3,20 @@
 The training set is an endless stream of positions; position p belongs to epoch ``p // length``. A step takes
 ``batch_size`` consecutive positions, so every batch is full, no sample is lost or repeated within an epoch, and the
 order does not depend on the number of processes. Where kinds of samples shall not meet in one step, each kind has such
-a stream of its own, and a plan says which of them a step draws from.
+a stream of its own, and a plan says which of them a step draws from. Where steps shall hold samples of like length,
+those of some steps within an epoch change places, and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 
 import numpy as np
 
-from sensorium.engine.contract import Mix, Source
+from sensorium.engine.contract import LengthSource, Mix, Source, Sources
 from sensorium.engine.seeds import derive, generator
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import ConfigError
@@ -123,14 +124,64 @@ def _shared_out(weights: tuple[float, ...], steps: int) -> list[int]:
     return [int(number) for number in turns]
 
 
-def order_of(source: Source, seed: int, batch_size: int) -> Order | MixedOrder:
-    """The order of a training source."""
-    if source.mix is None:
-        return Order(len(source), seed, source.groups)
-    return MixedOrder(source.mix, seed, source.groups, batch_size)
+class SortedOrder:
+    """Stream position -> sample number, where the rows of a step are of like length.
+
+    Of each ``window`` steps (the last ones of an epoch may be fewer), the samples of ``order`` are sorted by length,
+    equal ones as they came, and dealt out step by step; these steps then come in an order of their own, for from short
+    to long would be a curriculum. A step with rows of two epochs stays as it is, so that an epoch keeps its samples.
+    Rows of a step ascend: those of a process and of a micro-batch are alike, too.
+    """
+
+    def __init__(self, order: Order, length_of: Callable[[int], int], batch_size: int, window: int) -> None:
+        self.order, self.length_of, self.batch_size, self.window = order, length_of, batch_size, window
+        self.length, self.seed = order.length, order.seed
+        self._samples = lru_cache(maxsize=2)(self._sort)
+
+    def _sort(self, first: int, end: int) -> np.ndarray:
+        """Samples ``[end - first, batch_size]`` of the steps of a window."""
+        found = [self.order.sample(p) for p in range(first * self.batch_size, end * self.batch_size)]
+        ascending = np.array(sorted(found, key=self.length_of)).reshape(-1, self.batch_size)
+        turns = generator(self.seed, "window", first).permutation(end - first)
+        if first == 0:  # begins with the longest, so that a lack of memory shows at once
+            turns = np.append(end - 1, turns[turns != end - 1])
+        return ascending[turns]
+
+    def sample(self, position: int) -> int:
+        step, place = divmod(position, self.batch_size)
+        epoch = step * self.batch_size // self.length
+        begin, end = -(-epoch * self.length // self.batch_size), (epoch + 1) * self.length // self.batch_size
+        if step >= end:  # its last rows are of the next epoch
+            return self.order.sample(position)
+        first = step - (step - begin) % self.window
+        return int(self._samples(first, min(first + self.window, end))[step - first, place])
 
 
-def rows_at(order: Order | MixedOrder, positions: range) -> list[tuple[int, int]]:
+AnyOrder = Order | MixedOrder | SortedOrder
+
+
+def order_of(source: Source, seed: int, batch_size: int, sort_window: int = 0) -> AnyOrder:
+    """The order of a training source; with a window, of one that ``require_lengths`` has let pass."""
+    if source.mix is not None:
+        return MixedOrder(source.mix, seed, source.groups, batch_size)
+    order = Order(len(source), seed, source.groups)
+    if not sort_window:
+        return order
+    assert isinstance(source, LengthSource)
+    return SortedOrder(order, source.length, batch_size, sort_window)
+
+
+def require_lengths(sources: Sources, config: RunConfig) -> None:
+    """Raise ConfigError where samples are to be sorted by a length that they do not have."""
+    window, trained = config.loader.sort_window, (sources.train, *sources.stages.values())
+    if window and not all(isinstance(one, LengthSource) and one.groups is None and one.mix is None for one in trained):
+        raise ConfigError(
+            f"loader.sort_window is {window}, but the training samples of this run ({config.family}) have no length to "
+            "sort by: nothing is padded to the longest of a batch, or its rows are each other's negatives; set it to 0"
+        )
+
+
+def rows_at(order: AnyOrder, positions: range) -> list[tuple[int, int]]:
     """(sample number, seed of the sample) of each position."""
     return [(order.sample(p), derive(order.seed, "example", p)) for p in positions]
 

@@ -131,6 +131,12 @@ class Loader(Section):
         "raise", description="What to do with a broken sample: stop, or take another."
     )
     max_bad: int = Field(100, ge=0, description="With `skip`: stop after this many.")
+    sort_window: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Sort the samples of so many steps by length, so that steps hold less padding; 0: do not.",
+    )
 
 
 class Checkpoint(Section):

@@ -21,12 +21,15 @@ from sensorium.data.fields.channels import Normal, Scalers
 from sensorium.data.fields.tree import Entry, read_entry
 from sensorium.engine import settings
 from sensorium.engine.contract import Host
-from sensorium.engine.order import order_of
+from sensorium.engine.loader import Batches, TrainingRows
+from sensorium.engine.order import Share, order_of, require_lengths
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.climate_text.assumed import assumed
 from sensorium.families.climate_text.controls import CONTROLS, others
 from sensorium.families.climate_text.data import DataConfig, EvalSource, Inputs, TrainSource, open_part, texts
 from sensorium.families.climate_text.normals import measured
+from sensorium.families.climate_text.prompts import Texts
+from sensorium.families.climate_text.sources import SortableSource
 
 FAMILY = families.load("climate_text")
 SCALERS = Scalers(
@@ -331,6 +334,65 @@ def test_an_evaluation_shows_every_entry_under_every_control(root: Path, tokeniz
 def test_the_engine_can_order_it(root: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     order = order_of(train(root, tokenizer), 0, 3)
     assert sorted(order.sample(position) for position in range(6)) == list(range(6))
+
+
+def differing(root: Path) -> Path:
+    """Six entries: questions of two lengths, answers of three, one of them told twice."""
+    for number, words in enumerate((1, 40, 1, 8, 40, 1)):
+        change(root, "train", number, lambda one, words=words: one.update(text="Why?" * words, target="x" * words))
+    return root
+
+
+def sortable(root: Path, tokenizer: PreTrainedTokenizerBase, **data: Any) -> SortableSource:
+    found = train(differing(root), tokenizer, **data)
+    return SortableSource(found.part, found.inputs)
+
+
+@pytest.mark.parametrize("data", [{}, {"max_length": 180, "too_long": "truncate"}])
+def test_a_length_is_that_of_the_tokens_in_a_batch(
+    root: Path, tokenizer: PreTrainedTokenizerBase, data: Mapping[str, Any]
+) -> None:
+    source = sortable(root, tokenizer, **data)
+    batch = source.collate([source.example(number, 0) for number in range(6)])
+    lengths = [source.length(number) for number in range(6)]
+    assert lengths == batch["attention_mask"].sum(dim=1).tolist()
+    assert (len(set(lengths)), max(lengths)) == (3, data.get("max_length", 202))
+
+
+def test_lengths_are_counted_once_and_without_a_field(
+    root: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, asked_for = sortable(root, tokenizer), []
+    for path in (root / "train").glob("*.pt"):
+        path.unlink()
+    count = Texts.count
+    monkeypatch.setattr(Texts, "count", lambda *given: asked_for.append(given[1:]) or count(*given))
+    assert not asked_for
+    for _ in range(2):
+        assert [source.length(number) for number in range(6)] == [7, 202, 7, 42, 202, 7]
+    assert asked_for == [("Why?", "x"), ("Why?" * 40, "x" * 40), ("Why?" * 8, "x" * 8)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sorted_batches_have_less_padding(root: Path, tokenizer: PreTrainedTokenizerBase, workers: int) -> None:
+    source, share = sortable(root, tokenizer), Share(3, 1, 1)
+
+    def padding(window: int) -> int:
+        rows = TrainingRows(order_of(source, 0, 3, window), share, 0, 0, 2)
+        batches = list(Batches(source, rows, settings.Loader(workers=workers)))
+        assert sorted(torch.cat([batch["index"] for batch in batches]).tolist()) == list(range(6))
+        return sum(int((~batch["attention_mask"]).sum()) for batch in batches)
+
+    assert (padding(0), padding(2)) == (6 * 202 - 467, 3 * 7 + 3 * 202 - 467)  # 467 tokens are text
+
+
+def test_rows_that_are_each_others_negatives_have_no_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENSORIUM_CACHE", str(tmp_path))
+    config = settings.resolve(FAMILY, "tiny", {"model": {"contrastive_weight": 0.5}, "loader": {"sort_window": 2}})
+    with pytest.raises(ConfigError, match=r"sort_window is 2, but the training samples of this run \(climate_text\)"):
+        require_lengths(FAMILY.sources(config, Host()), config)
+    plain = settings.resolve(FAMILY, "tiny", {"loader": {"sort_window": 2}})
+    require_lengths(FAMILY.sources(plain, Host()), plain)
 
 
 def test_settings_are_strict() -> None:

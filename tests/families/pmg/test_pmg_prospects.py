@@ -15,11 +15,11 @@ from torch import nn
 from sensorium import families
 from sensorium.engine import check_ahead, settings
 from sensorium.engine.contract import Ahead, Batch, Finding, Host
-from sensorium.engine.order import clock_of
+from sensorium.engine.order import clock_of, require_lengths
 from sensorium.engine.seeds import derive, generator, reseed
-from sensorium.errors import DataError
+from sensorium.errors import ConfigError, DataError
 from sensorium.families.pmg import memory, prospects
-from sensorium.families.pmg.data import TrainSource, padded
+from sensorium.families.pmg.data import SortableSource, TrainSource, padded
 from sensorium.families.pmg.memory import demand
 from sensorium.families.pmg.task import PMGTask
 
@@ -111,6 +111,20 @@ def test_padding_is_that_of_the_batches() -> None:
     share = 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
     assert prospects.padding(lengths, 4, 0) == pytest.approx(share)
     assert prospects.padding(lengths, 1, 0) < share < prospects.padding(lengths, 32, 0)
+
+
+def test_questions_that_are_padded_to_the_longest_can_be_sorted() -> None:
+    found = ahead({"loader": {"sort_window": 2}})
+    source = found.sources.train
+    require_lengths(found.sources, found.config)
+    assert isinstance(source, SortableSource)
+    batch = source.collate([source.example(number, 0) for number in range(4)])
+    assert [source.length(number) for number in range(4)] == batch["text_mask"].sum(dim=1).tolist()
+    assert "% to the longest of 4 unsorted, " in row(found, "prompts").found
+    assert "% to the longest of 4 unsorted (as it is set), " in row(ahead({}), "prompts").found
+    fixed = ahead({"loader": {"sort_window": 2}, "model": {"pad_to": "max"}})
+    with pytest.raises(ConfigError, match=r"loader\.sort_window is 2, .* of this run \(pmg\) have no length"):
+        require_lengths(fixed.sources, fixed.config)
 
 
 def test_padding_to_the_cap_is_warned_of_where_it_costs_most() -> None:

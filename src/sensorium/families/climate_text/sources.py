@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,23 @@ def sources(config: RunConfig, host: Host, opened: Opener = open_part) -> Source
         for split, part in others.items()
     }
     inputs = replace(plain, dropout=model.climate_dropout)
-    return Sources(TrainSource(train, inputs), held.get("val"), held.get("test"))
+    kind = TrainSource if model.contrastive_weight else SortableSource
+    return Sources(kind(train, inputs), held.get("val"), held.get("test"))
+
+
+@dataclass(eq=False)
+class SortableSource(TrainSource):
+    """Entries that do not meet in the loss, so that they may be sorted by the tokens of their texts."""
+
+    _counts: dict[tuple[str, str], int] = field(default_factory=dict, init=False)  # by text and target
+
+    def length(self, index: int) -> int:
+        """Tokens of prompt and target, as a batch holds them; counted when they are first asked for."""
+        entry, texts = self.part.entries[index], self.inputs.texts
+        words = (entry.text, entry.target)
+        if words not in self._counts:
+            self._counts[words] = min(texts.count(*words), texts.length)
+        return self._counts[words]
 
 
 def _names(config: RunConfig, trained: Trained | None) -> Sequence[str] | None:

@@ -175,6 +175,15 @@ class TrainSource:
 
 
 @dataclass(eq=False)
+class SortableSource(TrainSource):
+    """Samples whose questions are padded to the longest of a batch, so that they may be sorted by length."""
+
+    def length(self, index: int) -> int:
+        """Tokens of the question."""
+        return len(self.split.questions[index])
+
+
+@dataclass(eq=False)
 class EvalSource:
     """Samples with four timesteps each, one in each quarter. Timesteps and noise follow from the sample's number alone.
 

@@ -76,8 +76,10 @@ def prompts(ahead: Ahead, lengths: Sequence[int]) -> Finding:
     cap = model.max_sequence_length - model.num_image_prompt
     longest, most = padding(found, ahead.rows, ahead.config.seed), 1 - float(found.mean()) / cap
     given = " (as it is set)"
+    order = "sorted" if ahead.config.loader.sort_window else "unsorted"
     text = (
-        f"tokens {bars}; padding {longest:.0%} to the longest of {ahead.rows}{given * (model.pad_to == 'longest')}, "
+        f"tokens {bars}; padding {longest:.0%} to the longest of {ahead.rows} unsorted"
+        f"{given * ((model.pad_to, order) == ('longest', 'unsorted'))}, "
         f"{most:.0%} to {cap}{given * (model.pad_to == 'max')}"
     )
     wasted = model.pad_to == "max" and most - longest > 0.5

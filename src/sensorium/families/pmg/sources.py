@@ -17,7 +17,7 @@ from sensorium.engine.settings import RunConfig
 from sensorium.errors import ConfigError, DataError
 from sensorium.families.pmg.conditioning import lengths_of
 from sensorium.families.pmg.config import RANDOM, DataConfig, ModelConfig
-from sensorium.families.pmg.data import EvalSource, Frozen, Split, TrainSource
+from sensorium.families.pmg.data import EvalSource, Frozen, SortableSource, Split, TrainSource
 from sensorium.families.pmg.diffusion import DiffusionShape, read_shape
 from sensorium.families.pmg.encoders import TextStates, VaeMoments
 from sensorium.families.pmg.folders import base_digests, diffusion_folder, llm_folder
@@ -63,7 +63,8 @@ def sources(config: RunConfig, host: Host) -> Sources:
         if split in splits
     }
     train = splits["train"]
-    return Sources(TrainSource(train), held.get("val"), held.get("test"), shared=train.histories)
+    kind = SortableSource if model.pad_to == "longest" else TrainSource
+    return Sources(kind(train), held.get("val"), held.get("test"), shared=train.histories)
 
 
 def _make(model: ModelConfig, data: DataConfig, host: Host) -> None:
