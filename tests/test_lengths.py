@@ -22,7 +22,8 @@ from toy_variants import LONG, LongSource
 
 from sensorium.engine import check as preflight
 from sensorium.engine import check_ahead, order
-from sensorium.engine.contract import Family, Host, LengthSource, Mix, Source, Sources, Stage
+from sensorium.engine.contract import Family, Host, Mix, Source, Sources, Stage
+from sensorium.engine.lengths import LengthSource
 from sensorium.engine.loader import Batches, TrainingRows
 from sensorium.engine.order import Order, Share, SortedOrder, order_of
 from sensorium.engine.settings import Loader, RunConfig

@@ -347,7 +347,7 @@ def _memory(this: _Check, done: Trial, memory: Memory | None, count: int) -> Non
 
 def _validation(this: _Check, trials: Trials, done: Trial, broken: Mapping[int, str]) -> float:
     """Judge a few batches, repeated to the length of the split where it has more; seconds of a whole validation."""
-    source, settings = trials.sources.val, this.config.checkpoint
+    source, name = trials.sources.val, this.config.checkpoint.best_metric
     if source is None:
         this.report.add("validation", "no such split: the last checkpoint counts as the best one", note=True)
         return 0.0
@@ -364,13 +364,12 @@ def _validation(this: _Check, trials: Trials, done: Trial, broken: Mapping[int, 
     this.report.measured["validation_seconds"] = seconds
     part = "all" if len(chosen) == len(source) else f"{len(chosen)} of {len(source):,}"
     found = f"{part} samples, {len(metrics)} metrics; a whole one takes {duration_text(seconds)}"
-    name = settings.best_metric
     validates = this.config.evaluate.every_epochs is not None or this.config.evaluate.every_steps is not None
     if name in metrics or not validates:
         this.report.add("validation", found, note=not validates)
         return seconds if validates else 0.0
-    close = difflib.get_close_matches(name, metrics, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(metrics)}"
+    close = [f"did you mean {one!r}?" for one in difflib.get_close_matches(name, metrics, n=1)]
+    hint = close[0] if close else f"there are: {', '.join(metrics)}"
     this.report.add("validation", found, f"checkpoint.best_metric {name!r} is not measured; {hint}")
     return seconds
 
@@ -396,5 +395,5 @@ def _disk(this: _Check, done: Trial, where: Path) -> None:
     need = most * done.checkpoint_bytes
     this.report.measured |= {"checkpoint_bytes": done.checkpoint_bytes, "disk_needed": need, "disk_free": free}
     one, all_of_them, left = map(size_text, (done.checkpoint_bytes, need, free))
-    found = f"{one} a checkpoint, {all_of_them} for {most} of them; free {left}"
-    this.report.add("disk", found)  # that it suffices was seen to before the trial's first step
+    # That it suffices was seen to before the trial's first step.
+    this.report.add("disk", f"{one} a checkpoint, {all_of_them} for {most} of them; free {left}")

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from sensorium.engine import checkpoint, optim, session
-from sensorium.engine.contract import Ahead, Demand, Family, Finding, LengthSource, Sources
+from sensorium.engine.contract import Ahead, Demand, Family, Finding, Sources
+from sensorium.engine.lengths import LengthSource
 from sensorium.engine.order import Clock, Share, clock_of, order_of, require_lengths
 from sensorium.engine.schedule import in_steps, learning_rate
 from sensorium.engine.seeds import reseed

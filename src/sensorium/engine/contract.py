@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from sensorium.engine.ahead import Ahead as Ahead
 from sensorium.engine.ahead import Demand as Demand
 from sensorium.engine.ahead import Finding as Finding
-from sensorium.engine.lengths import LengthSource as LengthSource
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,4 +1,4 @@
-"""What a source may say of the lengths of its samples. Families find it in ``contract.py``."""
+"""What a source may say of the lengths of its samples. A family need only have the method."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from math import ceil
 
 import numpy as np
 
-from sensorium.engine.contract import LengthSource, Mix, Source, Sources
+from sensorium.engine.contract import Mix, Source, Sources
+from sensorium.engine.lengths import LengthSource
 from sensorium.engine.seeds import derive, generator
 from sensorium.engine.settings import RunConfig
 from sensorium.errors import ConfigError

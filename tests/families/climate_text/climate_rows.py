@@ -9,6 +9,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from sensorium import config as configuration
+from sensorium import families
+from sensorium.engine.settings import RunConfig, resolve
 from sensorium.families.climate_text.config import ModelConfig
 from sensorium.families.climate_text.encoders import FieldFacts
 from sensorium.families.climate_text.model import ClimateTextFusion
@@ -130,6 +133,17 @@ def make_batch(lengths: tuple[tuple[int, int], ...] = ((7, 4), (4, 6), (9, 2)), 
         "token_lat": torch.rand(rows, TOKENS, generator=generator) * 60,
         "token_lon": torch.rand(rows, TOKENS, generator=generator) * 90,
     }
+
+
+def small_config(model: dict[str, Any], **data: Any) -> RunConfig:
+    """A run of one epoch over a few fields of made-up weather."""
+    demo = {"num_samples": 8, "shape": [2, 8, 24, 24], "questions": 2}
+    layer = {
+        "model": model,
+        "data": {"demo": demo, "evaluation": {"answers": 2}},
+        "train": {"epochs": 1, "batch_size": 4},
+    }
+    return resolve(families.load("climate_text"), "tiny", configuration.merge(layer, {"data": data}))
 
 
 def rows_of(batch: dict[str, Tensor], rows: list[int]) -> dict[str, Tensor]:

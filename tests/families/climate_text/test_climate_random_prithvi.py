@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from climate_rows import small_config
 
 from sensorium import config as configuration
 from sensorium import families
@@ -29,16 +30,10 @@ MODEL: dict[str, Any] = {
     **{"climate_encoder": "prithvi", "random_init": True, "prithvi": SMALL, "freeze_encoder": False},
     "max_climate_tokens": 36,
 }
-DATA: dict[str, Any] = {
-    "demo": {"num_samples": 8, "shape": [2, 8, 24, 24], "questions": 2},
-    "evaluation": {"answers": 2},
-}
 
 
 def config_of(prithvi: dict[str, Any], **data: Any) -> settings.RunConfig:
-    model = {**MODEL, "prithvi": SMALL | prithvi}
-    layer = {"model": model, "data": DATA, "train": {"epochs": 2, "batch_size": 4}}
-    return settings.resolve(FAMILY, "tiny", configuration.merge(layer, {"data": data}))
+    return small_config({**MODEL, "prithvi": SMALL | prithvi}, **data)
 
 
 def test_it_learns_from_names_that_the_published_weights_do_not_know(tmp_path: Path) -> None:

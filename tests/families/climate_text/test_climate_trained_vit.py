@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from climate_rows import small_config
 
-from sensorium import config as configuration
 from sensorium import families
-from sensorium.engine import loop, settings
+from sensorium.engine import loop
 from sensorium.engine.contract import Host
 from sensorium.errors import CheckpointError, ConfigError
 from sensorium.families.climate_text import encoders
@@ -30,21 +30,12 @@ from sensorium.families.climate_text.model import ClimateTextFusion
 from sensorium.families.climate_text.token_cache import TokenStore
 
 FAMILY = families.load("climate_text")
-DATA: dict[str, Any] = {
-    "demo": {"num_samples": 8, "shape": [2, 8, 24, 24], "questions": 2},
-    "evaluation": {"answers": 2},
-}
-
-
-def config_of(model: dict[str, Any], **data: Any) -> settings.RunConfig:
-    layer = {"model": model, "data": DATA, "train": {"epochs": 1, "batch_size": 4}}
-    return settings.resolve(FAMILY, "tiny", configuration.merge(layer, {"data": data}))
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("first") / "run"
-    loop.train(FAMILY, config_of({}), run, quiet=True)
+    loop.train(FAMILY, small_config({}), run, quiet=True)
     return run
 
 
@@ -92,7 +83,7 @@ def test_a_run_keeps_its_tokens_and_goes_on_from_it(
         return version(name)
 
     monkeypatch.setattr(importlib.metadata, "version", absent)
-    config = config_of({"encoder_path": str(first), "num_fusion_layers": 2})
+    config = small_config({"encoder_path": str(first), "num_fusion_layers": 2})
     looked: list[Path] = []
     monkeypatch.setattr(encoders, "find_vit", lambda path: looked.append(path) or find_vit(path))
     found = FAMILY.sources(config, Host()).train
@@ -115,10 +106,10 @@ def test_what_does_not_fit_is_told(first: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="reads 8 channels at 2 times with 4 static fields; the data have 5, 2 and 0"):
         open_encoder(model, FieldFacts(5, 2, 0))
     names = list(find_vit(first).names)
-    config = config_of({"encoder_path": str(first)}, variables=names[::-1])
+    config = small_config({"encoder_path": str(first)}, variables=names[::-1])
     with pytest.raises(ConfigError, match="not the 8 channels of the encoder, in another order"):
         FAMILY.sources(config, Host())
-    config = config_of({"encoder_path": str(first)}, variables=[*names[:-1], "rain"])
+    config = small_config({"encoder_path": str(first)}, variables=[*names[:-1], "rain"])
     with pytest.raises(ConfigError, match="is on one side only"):
         FAMILY.sources(config, Host())
     with pytest.raises(CheckpointError, match="no such folder"):

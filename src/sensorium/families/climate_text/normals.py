@@ -31,9 +31,13 @@ def measured(part: Part) -> Scalers:
 def departures_of(part: Part) -> Normal:
     """Mean and standard deviation of what the fields of a split depart from their climatology by, from ``_LOOKED`` of
     them, evenly spread. Raises DataError for one without a climatology."""
-    moments = Moments(part.names)
+    moments = {name: Moments((name,)) for name in part.names}
     for number in sorted({number * len(part.entries) // _LOOKED for number in range(_LOOKED)}):
-        found, path = part.sample(number), part.folder / part.entries[number].climate_file
-        rows = rows_of(found.names, part.names, path, fill=False)
-        moments.add(departing(found, path)[:, rows].transpose(0, 1).flatten(1).numpy())
-    return moments.normal()
+        found = part.sample(number)
+        departures = departing(found, part.folder / part.entries[number].climate_file)
+        for name in moments.keys() & set(found.names):  # a file may lack some: data.fill_missing
+            moments[name].add(departures[:, found.names.index(name)].reshape(1, -1).numpy())
+    known = {name: one.normal() for name, one in moments.items() if one.count}
+    return Normal(
+        tuple(known), tuple(one.mean[0] for one in known.values()), tuple(one.std[0] for one in known.values())
+    )

@@ -60,7 +60,7 @@ def sources(config: RunConfig, host: Host, opened: Opener = open_part) -> Source
     kept = tree.scalers(train.folder) if train.load is tree.load else None  # of the files, not of what is made of them
     scalers = (None if trained is None else trained.scalers) or kept or measured(train)
     others = {split: opened(folders[split], data, train.names) for split in ("val", "test") if split in folders}
-    if data.departures:
+    if data.departures or scalers.departure.names:
         scalers = _with_departures(trained, scalers, (train, *others.values()))
     for split, part in {"train": train, **others}.items():
         _say(host, split, part)
